@@ -1,0 +1,246 @@
+//! `floe-bench cluster`: a whole cluster under load, and every value verified.
+//!
+//! Open the cluster, wait for leaders; per phase: run it, then read every key back; at the end close
+//! the cluster, open it again and read every key back once more.
+
+use crate::caller::{Book, Job, Site};
+use crate::error::BenchError;
+use crate::floor;
+use crate::machine::{self, Machine};
+use crate::members::{Members, Places};
+use crate::options::{ClusterOptions, Mode, Workload};
+use crate::phase::{self, Outcome, Plan};
+use crate::progress::Progress;
+use crate::report::{Check, PhaseReport, Report, micros, whole};
+use crate::tally::Tally;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// For how long loading and verification try.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Callers for loading and verification, where nothing is measured.
+const HELPERS: usize = 1024;
+
+/// Runs it. False if anything was lost or wrong, or a phase got nothing done.
+pub fn run(options: &ClusterOptions) -> Result<bool, BenchError> {
+    let &ClusterOptions { keys, concurrency, .. } = options;
+    if keys < concurrency {
+        return Err(BenchError::TooFewKeys { keys, concurrency });
+    }
+    let home = Home::new(options)?;
+    let mut report = new_report(options, &home.path)?;
+    let mut bench = Bench::open(options, &home.path)?;
+    report.leaders_per_node = bench.members.spread();
+    eprintln!("{:>14}  {:?} per node", "leaders", report.leaders_per_node);
+    for &workload in &options.phases {
+        report.phases.push(bench.phase(workload)?);
+    }
+    report.after_reopen = Some(bench.reopen()?);
+    println!("\n{}", report.table());
+    if let Some(path) = &options.json {
+        report.write_json(path)?;
+    }
+    home.close(options.keep || !report.is_sound());
+    Ok(report.is_sound())
+}
+
+/// Where the data lies; removed at the end, unless it is to be kept or is evidence.
+struct Home {
+    path: PathBuf,
+    temporary: Option<tempfile::TempDir>,
+}
+
+impl Home {
+    fn new(options: &ClusterOptions) -> Result<Self, BenchError> {
+        let base = match &options.dir {
+            Some(dir) => dir.as_path(),
+            None if Path::new("target").is_dir() => Path::new("target"),
+            None => Path::new("."),
+        };
+        std::fs::create_dir_all(base).map_err(BenchError::file(base))?;
+        let mut temporary = tempfile::Builder::new()
+            .prefix("floe-bench-")
+            .tempdir_in(base)
+            .map_err(BenchError::file(base))?;
+        temporary.disable_cleanup(options.keep);
+        Ok(Self { path: temporary.path().into(), temporary: Some(temporary) })
+    }
+
+    fn close(mut self, keep: bool) {
+        let Some(temporary) = self.temporary.take() else { return };
+        if keep {
+            eprintln!("{:>14}  {}", "data kept", temporary.keep().display());
+            return;
+        }
+        // A failure to remove is worth a line, not the figures.
+        if let Err(error) = temporary.close() {
+            eprintln!("floe-bench: the data stays behind: {error}");
+        }
+    }
+}
+
+fn new_report(options: &ClusterOptions, dir: &Path) -> Result<Report, BenchError> {
+    let machine = Machine::this(dir);
+    let disk = &machine.disk;
+    eprintln!("{:>14}  {}, {} cores, Linux {}", "machine", machine.cpu, machine.cores, machine.kernel);
+    eprintln!("{:>14}  {} on {} ({})", "data", dir.display(), disk.device, disk.file_system);
+    if disk.is_memory() {
+        eprintln!("{:>14}  {} keeps files in memory: syncs cost nothing here", "WARNING", disk.file_system);
+    }
+    let floor = floor::measure(dir, usize::from(options.nodes) * usize::from(options.cores))?;
+    let (disk_us, loopback_us) = (floor.disk_write_us.p50, floor.loopback_round_trip_us.p50);
+    eprintln!(
+        "{:>14}  synced 4 KiB write {} with {} writers, loopback round trip {} (p50)",
+        "floor",
+        micros(disk_us),
+        floor.writers,
+        micros(loopback_us)
+    );
+    Ok(Report {
+        benchmark: "cluster",
+        machine,
+        commit: machine::commit(),
+        command: std::env::args().collect::<Vec<_>>().join(" "),
+        floor,
+        leaders_per_node: Vec::new(),
+        phases: Vec::new(),
+        after_reopen: None,
+    })
+}
+
+/// The running benchmark.
+struct Bench<'a> {
+    options: &'a ClusterOptions,
+    places: Places,
+    members: Members,
+    site: Site,
+    book: Book,
+}
+
+impl<'a> Bench<'a> {
+    fn open(options: &'a ClusterOptions, dir: &Path) -> Result<Self, BenchError> {
+        let places = Places::choose(dir, options.nodes)?;
+        let (members, _) = open_members(&places, options, "opening")?;
+        let site = members.site(options);
+        let book = Book::new(options.keys, |key| members.shard_of(key));
+        Ok(Self { options, places, members, site, book })
+    }
+
+    /// Loads what is missing, runs the phase, and reads everything back.
+    fn phase(&mut self, workload: Workload) -> Result<PhaseReport, BenchError> {
+        if workload != Workload::Put && self.book.unwritten() > 0 {
+            self.load()?;
+        }
+        let mut outcome = self.work(workload);
+        let checks = self.verify(&format!("verify {workload}"));
+        outcome.tally.add_checks(&checks);
+        outcome.tally.samples.iter().for_each(|sample| eprintln!("{:>14}  {sample}", ""));
+        Ok(PhaseReport::new(workload, self.options, &outcome))
+    }
+
+    fn work(&mut self, workload: Workload) -> Outcome {
+        let (warmup, length) = (self.options.warmup, self.options.seconds);
+        let plan = Plan {
+            job: Job::Work(workload),
+            callers: self.options.concurrency as usize,
+            threads: self.options.client_threads(),
+            warmup: Duration::from_secs_f64(warmup),
+            length: Duration::from_secs_f64(length),
+            rate: self.options.rate.filter(|_| self.options.mode == Mode::Open),
+        };
+        let progress = Progress::new(workload.to_string(), millis(plan.warmup + plan.length));
+        let outcome = self.run(&plan, &mut |elapsed, steps| {
+            progress.at(millis(elapsed), || per_second(steps, elapsed));
+        });
+        progress.finish(&per_second(outcome.tally.ops(), outcome.elapsed));
+        outcome
+    }
+
+    fn load(&mut self) -> Result<(), BenchError> {
+        let outcome = self.helpers(Job::Load, "load");
+        match self.book.unwritten() {
+            0 => Ok(()),
+            missing => Err(BenchError::Load {
+                missing: missing as u64,
+                keys: self.book.len() as u64,
+                reason: outcome.samples.first().cloned().unwrap_or_else(|| "it took too long".into()),
+            }),
+        }
+    }
+
+    fn verify(&mut self, label: &str) -> Tally {
+        self.helpers(Job::Verify, label)
+    }
+
+    /// An unmeasured job over all keys.
+    fn helpers(&mut self, job: Job, label: &str) -> Tally {
+        let plan = Plan {
+            job,
+            callers: HELPERS,
+            threads: self.options.client_threads(),
+            warmup: Duration::ZERO,
+            length: PATIENCE,
+            rate: None,
+        };
+        let start = Instant::now();
+        let progress = Progress::new(label, self.book.len() as u64);
+        let outcome =
+            self.run(&plan, &mut |elapsed, steps| progress.at(steps, || per_second(steps, elapsed)));
+        let Tally { verified, lost, wrong, .. } = outcome.tally;
+        let seconds = start.elapsed().as_secs_f64();
+        progress.finish(&match job {
+            Job::Verify => format!("{verified} right, {lost} lost, {wrong} wrong in {seconds:.1} s"),
+            _ => format!("{} keys in {seconds:.1} s", self.book.len()),
+        });
+        outcome.tally
+    }
+
+    fn run(&mut self, plan: &Plan, progress: &mut dyn FnMut(Duration, u64)) -> Outcome {
+        phase::run(plan, &mut self.book, &self.site, &self.members, progress)
+    }
+
+    /// Closes the cluster, opens it again and reads everything back.
+    fn reopen(self) -> Result<Check, BenchError> {
+        let Self { options, places, members, site, book } = self;
+        let shards = members.shards().to_vec();
+        drop(site);
+        members.close();
+        let (members, open_seconds) = open_members(&places, options, "reopening")?;
+        if members.shards() != shards {
+            return Err(BenchError::ShardsChanged);
+        }
+        let site = members.site(options);
+        let mut again = Self { options, places, members, site, book };
+        let tally = again.verify("verify again");
+        tally.samples.iter().for_each(|sample| eprintln!("{:>14}  {sample}", ""));
+        let Self { members, site, .. } = again;
+        drop(site);
+        members.close();
+        Ok(Check::new(open_seconds, &tally))
+    }
+}
+
+/// The cluster, and how long it took until every shard had a leader.
+fn open_members(
+    places: &Places,
+    options: &ClusterOptions,
+    label: &str,
+) -> Result<(Members, f64), BenchError> {
+    let start = Instant::now();
+    let progress = Progress::new(label, u64::from(options.shards));
+    let shown =
+        |led: usize, shards: usize| progress.at(led as u64, || format!("{led} of {shards} shards led"));
+    let members = Members::open(places, options, shown)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let (nodes, shards) = (options.nodes, options.shards);
+    progress.finish(&format!("{nodes} nodes, {shards} shards, every one led after {seconds:.2} s"));
+    Ok((members, seconds))
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn per_second(steps: u64, elapsed: Duration) -> String {
+    format!("{} ops/s", whole(steps as f64 / elapsed.as_secs_f64().max(1e-9)))
+}

@@ -1,0 +1,58 @@
+//! `floe-bench`: measures Floe, and verifies every value that it wrote while measuring.
+//!
+//! Each benchmark is one file with a `run`; [`cluster`] is the one that runs without arguments. The
+//! parts that benchmarks share:
+//!
+//! - [`options`]: the command line;
+//! - [`workload`]: keys, values, and what a key may hold ([`workload::KeyState`]);
+//! - [`caller`]: one concurrent caller, a plain loop of `await`ed operations;
+//! - [`executor`]: drives a thread's callers without an allocation per operation;
+//! - [`members`]: the cluster's nodes, embedded in this process;
+//! - [`phase`]: runs all callers for a while and measures around them;
+//! - [`floor`], [`usage`], [`machine`]: what disk, network, processor and machine are worth;
+//! - [`report`]: the table and the JSON.
+//!
+//! Exit status: 0 = measured and everything was there; 1 = something acknowledged was lost or a
+//! value was wrong; 2 = it couldn't be measured.
+
+mod caller;
+mod cluster;
+mod error;
+mod executor;
+mod floor;
+mod machine;
+mod members;
+mod options;
+mod phase;
+mod progress;
+mod report;
+mod tally;
+mod usage;
+mod workload;
+
+use clap::Parser;
+use options::{Benchmark, Cli};
+use std::process::ExitCode;
+
+/// Something acknowledged was lost, or a value was wrong.
+const EXIT_UNSOUND: u8 = 1;
+/// The measurement couldn't be made.
+const EXIT_FAILED: u8 = 2;
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let Benchmark::Cluster(options) = Cli::parse().benchmark();
+    match cluster::run(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("floe-bench: FAILED: data was lost or wrong, or a phase got nothing done; see above");
+            ExitCode::from(EXIT_UNSOUND)
+        }
+        Err(error) => {
+            eprintln!("floe-bench: {error}");
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! The boot record: who a data directory belongs to, and which WAL streams it has.
+//!
+//! One small file, `node.floe`, replaced atomically at each start (temporary name, rename, directory
+//! sync). Core 0 reads and writes it before any core recovers, and once more when every core has
+//! settled. Layout, little-endian:
+//!
+//! ```text
+//! +-----------+---------+---------+-----------+------------+------------+-------------+-------------+
+//! | magic  8  | ver. 4  | flags 4 | cluster 16| node 8     | store  16  | boot epoch 8| sets 4      |
+//! +-----------+---------+---------+-----------+------------+------------+-------------+-------------+
+//! | per set: first stream 4, cores 2, 0 2  ...                          | CRC-32C of all before  4  |
+//! +---------------------------------------------------------------------+---------------------------+
+//! ```
+//!
+//! Flag bit 0: *settled once*: every bootstrap shard stands in the log. From then on a missing
+//! stream is a lost disk, never a new node.
+
+use crate::disk::{DiskCall, DiskCalls, DiskDone, DiskError, DiskErrorKind, DiskResult, OpId, OpOwner};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use crc_fast::{CrcAlgorithm, checksum};
+use floe_shard::NodeId;
+
+const MAGIC: &[u8; 8] = b"FLOENODE";
+const VERSION: u32 = 1;
+const FLAG_SETTLED: u32 = 1;
+const FILE: &str = "node.floe";
+const FILE_NEW: &str = "node.floe.new";
+const FILE_LEN_MAX: usize = 64 << 10;
+
+/// The streams of one core count. The stream of core `i` is `first + i`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamSet {
+    /// Id of core 0's stream; ids are never reused.
+    pub first: u32,
+    /// How many.
+    pub cores: u16,
+}
+
+impl StreamSet {
+    /// Ids of the set's streams.
+    pub fn ids(&self) -> impl Iterator<Item = u32> + use<> {
+        let first = self.first;
+        (0..u32::from(self.cores)).map(move |core| first + core)
+    }
+}
+
+/// What the file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootRecord {
+    /// The cluster it belongs to.
+    pub cluster: u128,
+    /// The node it belongs to.
+    pub node: NodeId,
+    /// Made at the first start; every segment of the log bears it.
+    pub store_uuid: u128,
+    /// Raised at every start; higher than any stream's, and durable before anything is sent.
+    pub boot_epoch: u64,
+    /// Whether all bootstrap shards are in the log.
+    pub settled: bool,
+    /// Oldest first; the last one is in use, the others await their removal.
+    pub sets: Vec<StreamSet>,
+}
+
+impl BootRecord {
+    /// The set in use.
+    pub fn current(&self) -> StreamSet {
+        *self.sets.last().expect("a record has at least one set: both ways to make one add it")
+    }
+
+    /// Sets of other core counts that may still hold something.
+    pub fn old_sets(&self) -> &[StreamSet] {
+        &self.sets[..self.sets.len() - 1]
+    }
+
+    /// The file's bytes.
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(128);
+        out.put_slice(MAGIC);
+        out.put_u32_le(VERSION);
+        out.put_u32_le(if self.settled { FLAG_SETTLED } else { 0 });
+        out.put_u128_le(self.cluster);
+        out.put_u64_le(self.node.0);
+        out.put_u128_le(self.store_uuid);
+        out.put_u64_le(self.boot_epoch);
+        out.put_u32_le(u32::try_from(self.sets.len()).expect("sets are dropped at each settling"));
+        for set in &self.sets {
+            out.put_u32_le(set.first);
+            out.put_u16_le(set.cores);
+            out.put_u16_le(0);
+        }
+        out.put_u32_le(crc(&out));
+        out.freeze()
+    }
+
+    /// Reads a file's bytes. Never panics.
+    ///
+    /// # Errors
+    /// Says what is wrong with them.
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        const FIXED: usize = 8 + 4 + 4 + 16 + 8 + 16 + 8 + 4;
+        if bytes.len() < FIXED + 4 || !bytes.starts_with(MAGIC) {
+            return Err("it is not a Floe boot record".into());
+        }
+        let (body, mut tail) = bytes.split_at(bytes.len() - 4);
+        if tail.get_u32_le() != crc(body) {
+            return Err("its checksum is wrong".into());
+        }
+        let mut rest = &body[8..];
+        let version = rest.get_u32_le();
+        if version != VERSION {
+            return Err(format!("its format version is {version}; this build knows {VERSION}"));
+        }
+        let settled = rest.get_u32_le() & FLAG_SETTLED != 0;
+        let (cluster, node) = (rest.get_u128_le(), NodeId(rest.get_u64_le()));
+        let (store_uuid, boot_epoch) = (rest.get_u128_le(), rest.get_u64_le());
+        let count = rest.get_u32_le() as usize;
+        if count == 0 || rest.len() != count * 8 {
+            return Err(format!("it claims {count} stream sets in {} bytes", rest.len()));
+        }
+        let mut sets = Vec::with_capacity(count);
+        for _ in 0..count {
+            sets.push(StreamSet { first: rest.get_u32_le(), cores: rest.get_u16_le() });
+            rest.advance(2);
+        }
+        Ok(Self { cluster, node, store_uuid, boot_epoch, settled, sets })
+    }
+}
+
+fn crc(bytes: &[u8]) -> u32 {
+    u32::try_from(checksum(CrcAlgorithm::Crc32Iscsi, bytes)).expect("a CRC-32 has 32 bits")
+}
+
+/// Who opens the directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    /// The cluster it must belong to.
+    pub cluster: u128,
+    /// The node it must belong to.
+    pub node: NodeId,
+    /// Cores it is opened with.
+    pub cores: u16,
+    /// Taken if the directory is new.
+    pub new_store_uuid: u128,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    ListRoot,
+    ReadRecord,
+    ListWal,
+    Save,
+    Rename,
+    Sync,
+    Done,
+}
+
+/// Reads, checks, raises and rewrites the boot record; run by core 0.
+pub struct Boot {
+    identity: Identity,
+    step: Step,
+    record: Option<BootRecord>,
+}
+
+impl Boot {
+    /// Begins a start.
+    pub fn new(identity: Identity, calls: &mut DiskCalls) -> Self {
+        let mut boot = Self { identity, step: Step::ListRoot, record: None };
+        boot.issue(Step::ListRoot, DiskCall::List { dir: "".into() }, calls);
+        boot
+    }
+
+    /// Rewrites the record once every core has settled: old sets are forgotten.
+    pub fn settle(record: &BootRecord, calls: &mut DiskCalls) -> Self {
+        let settled = BootRecord { settled: true, sets: vec![record.current()], ..record.clone() };
+        let identity = Identity {
+            cluster: record.cluster,
+            node: record.node,
+            cores: record.current().cores,
+            new_store_uuid: record.store_uuid,
+        };
+        let mut boot = Self { identity, step: Step::Save, record: Some(settled) };
+        boot.save(calls);
+        boot
+    }
+
+    /// Takes a call's outcome. `Some` = the record is durable.
+    ///
+    /// # Errors
+    /// The directory can't be used: a sentence that says why and what to do.
+    pub fn on_disk(&mut self, result: DiskResult, calls: &mut DiskCalls) -> Result<Option<BootRecord>, String> {
+        let done = result.map_err(|error| self.explain(&error))?;
+        match (self.step, done) {
+            (Step::ListRoot, DiskDone::Listed(entries)) => {
+                if entries.iter().any(|entry| entry.name == FILE) {
+                    let call = DiskCall::Read { path: FILE.into(), offset: 0, len: FILE_LEN_MAX };
+                    self.issue(Step::ReadRecord, call, calls);
+                } else if let Some(stray) = entries.iter().find(|entry| entry.is_dir && matches!(entry.name.as_str(), "wal" | "dump")) {
+                    return Err(format!(
+                        "{FILE} is missing but the directory `{}` is there: part of this node's data is lost or not mounted; \
+                         restore {FILE}, or empty the whole data directory to start as a new node",
+                        stray.name
+                    ));
+                } else {
+                    self.record = Some(self.fresh());
+                    self.save(calls);
+                }
+            }
+            (Step::ReadRecord, DiskDone::Read(bytes)) => {
+                let record = BootRecord::decode(&bytes).map_err(|why| format!("{FILE} can't be used: {why}"))?;
+                self.check(&record)?;
+                self.record = Some(record);
+                self.issue(Step::ListWal, DiskCall::List { dir: "wal".into() }, calls);
+            }
+            (Step::ListWal, DiskDone::Listed(entries)) => {
+                let record = self.record.take().expect("read in the step before");
+                Self::check_streams(&record, |name| entries.iter().any(|entry| entry.name == name))?;
+                self.record = Some(self.raise(record));
+                self.save(calls);
+            }
+            (Step::Save, DiskDone::Done) => {
+                let call = DiskCall::Rename { from: FILE_NEW.into(), to: FILE.into() };
+                self.issue(Step::Rename, call, calls);
+            }
+            (Step::Rename, DiskDone::Done) => self.issue(Step::Sync, DiskCall::SyncDir { dir: "".into() }, calls),
+            (Step::Sync, DiskDone::Done) => {
+                self.step = Step::Done;
+                return Ok(self.record.take());
+            }
+            (step, done) => panic!("boot step {step:?} got {done:?}"),
+        }
+        Ok(None)
+    }
+
+    fn issue(&mut self, step: Step, call: DiskCall, calls: &mut DiskCalls) {
+        self.step = step;
+        calls.push((OpId { owner: OpOwner::Boot, number: step as u64 }, call));
+    }
+
+    fn save(&mut self, calls: &mut DiskCalls) {
+        let bytes = self.record.as_ref().expect("set before it is saved").encode();
+        self.issue(Step::Save, DiskCall::Save { path: FILE_NEW.into(), data: Box::new(bytes) }, calls);
+    }
+
+    fn fresh(&self) -> BootRecord {
+        let Identity { cluster, node, cores, new_store_uuid } = self.identity;
+        let sets = vec![StreamSet { first: 1, cores }];
+        BootRecord { cluster, node, store_uuid: new_store_uuid, boot_epoch: 1, settled: false, sets }
+    }
+
+    fn raise(&self, mut record: BootRecord) -> BootRecord {
+        record.boot_epoch += 1;
+        let current = record.current();
+        if current.cores != self.identity.cores {
+            let first = current.first + u32::from(current.cores);
+            record.sets.push(StreamSet { first, cores: self.identity.cores });
+        }
+        record
+    }
+
+    fn check(&self, record: &BootRecord) -> Result<(), String> {
+        if record.cluster != self.identity.cluster {
+            return Err(format!(
+                "this directory belongs to cluster {:x}, not {:x}: check `cluster` and `dir` in the configuration",
+                record.cluster, self.identity.cluster
+            ));
+        }
+        if record.node != self.identity.node {
+            return Err(format!(
+                "this directory belongs to node {}, not {}: check `node` and `dir` in the configuration",
+                record.node, self.identity.node
+            ));
+        }
+        Ok(())
+    }
+
+    /// Before the first settling a stream may not have been made yet; afterwards each one that could
+    /// hold something must be there.
+    fn check_streams(record: &BootRecord, exists: impl Fn(&str) -> bool) -> Result<(), String> {
+        let needed = match record.old_sets() {
+            [] if record.settled => vec![record.current()],
+            old if record.settled => vec![old[0]],
+            _ => vec![],
+        };
+        for stream in needed.iter().flat_map(StreamSet::ids) {
+            let name = stream_name(stream);
+            if !exists(&name) {
+                return Err(format!(
+                    "the log stream wal/{name} is missing: a disk is lost or not mounted. Mount it, or remove this \
+                     node from the cluster and start it with an empty directory under a new id"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn explain(&self, error: &DiskError) -> String {
+        let hint = match error.kind {
+            DiskErrorKind::Full => "; free some space",
+            DiskErrorKind::ReadOnly => "; make it writable for this user",
+            DiskErrorKind::NotFound | DiskErrorKind::Io => "",
+        };
+        format!("can't open the data directory: {error}{hint}")
+    }
+}
+
+/// Directory of a stream below `wal/`.
+pub fn stream_name(stream: u32) -> String {
+    format!("{stream:08x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> BootRecord {
+        BootRecord {
+            cluster: 7,
+            node: NodeId(3),
+            store_uuid: 9,
+            boot_epoch: 4,
+            settled: true,
+            sets: vec![StreamSet { first: 1, cores: 2 }, StreamSet { first: 3, cores: 4 }],
+        }
+    }
+
+    #[test]
+    fn a_record_survives_its_encoding() {
+        assert_eq!(BootRecord::decode(&record().encode()), Ok(record()));
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_noticed() {
+        let bytes = record().encode();
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(BootRecord::decode(&bad).is_err(), "bit {bit}");
+        }
+        for len in 0..bytes.len() {
+            assert!(BootRecord::decode(&bytes[..len]).is_err(), "cut at {len}");
+        }
+    }
+}

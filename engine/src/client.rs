@@ -1,0 +1,407 @@
+//! The handle by which any thread and any async runtime talks to the node.
+//!
+//! A call encodes its command once, finds the shard by key, and posts it to the core that owns the
+//! shard; the future it returns is a plain one. Every call has a deadline, enforced by the core.
+//! Dropping a future abandons the wait, not the command.
+
+use crate::clock;
+use crate::error::{ReadError, WriteError, WriteOutcome};
+use crate::mailbox::{Mailbox, Post, Slot, Wait};
+use bytes::Bytes;
+use floe_raft::Nanos;
+use floe_shard::descriptor::{Descriptor, KeyRange};
+use floe_shard::request::{Answer, BusyReason, Consistency, Query, Refusal, Request, Row, Versioned};
+use floe_shard::{
+    CommandError, KEY_BYTES_MAX, NodeId, ShardId, ShardMap, WriteBatch, encode, encode_delete, encode_put,
+};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// Bytes of rows that one core answers at once in a scan.
+const SCAN_PAGE_BYTES: u32 = 1 << 20;
+
+pub(crate) struct Shared {
+    pub mailboxes: Vec<Arc<Mailbox>>,
+    pub map: ShardMap,
+    pub cores: u16,
+}
+
+/// A clonable handle to a node; cheap to clone, usable from any thread.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+    timeout: Duration,
+    consistency: Consistency,
+}
+
+/// Which rows a scan returns, in which order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScanOptions {
+    /// First key, inclusive; empty = from the first.
+    pub start: Bytes,
+    /// First key after the range; empty = to the last.
+    pub end: Bytes,
+    /// At most so many rows; 0 = all.
+    pub limit: usize,
+    /// From the end of the range towards its start.
+    pub reverse: bool,
+}
+
+impl ScanOptions {
+    /// All keys that begin with `prefix`.
+    pub fn prefix(prefix: impl Into<Bytes>) -> Self {
+        let start = prefix.into();
+        let mut end = start.to_vec();
+        while end.last() == Some(&0xFF) {
+            end.pop();
+        }
+        if let Some(last) = end.last_mut() {
+            *last += 1;
+        }
+        Self { start, end: end.into(), ..Self::default() }
+    }
+
+    /// Keys from `start`, inclusive, to `end`, exclusive.
+    pub fn range(start: impl Into<Bytes>, end: impl Into<Bytes>) -> Self {
+        Self { start: start.into(), end: end.into(), ..Self::default() }
+    }
+
+    /// At most so many rows.
+    pub fn limit(self, limit: usize) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// In descending order.
+    pub fn reverse(self) -> Self {
+        Self { reverse: true, ..self }
+    }
+}
+
+/// A call under way: a plain future for any executor. Dropping it abandons the wait, not the command.
+#[must_use = "a call does its work either way, but only awaiting it tells the outcome"]
+pub struct Call<T, E> {
+    /// Taken when the call could not even begin.
+    failed: Option<E>,
+    wait: Option<Wait>,
+    decide: fn(Answer) -> Result<T, E>,
+}
+
+impl<T, E> Call<T, E> {
+    fn new(started: Result<Arc<Slot>, E>, decide: fn(Answer) -> Result<T, E>) -> Self {
+        match started {
+            Ok(slot) => Self { failed: None, wait: Some(Wait(slot)), decide },
+            Err(error) => Self { failed: Some(error), wait: None, decide },
+        }
+    }
+
+    /// Waits on this thread, without an executor.
+    fn block(self) -> Result<T, E> {
+        match (self.wait, self.failed) {
+            (Some(wait), _) => (self.decide)(wait.0.wait()),
+            (None, Some(error)) => Err(error),
+            (None, None) => panic!("a call is awaited again after it was done"),
+        }
+    }
+}
+
+impl<T, E: Unpin> Future for Call<T, E> {
+    type Output = Result<T, E>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(error));
+        }
+        let wait = self.wait.as_mut().expect("a call is awaited again after it was done");
+        Pin::new(wait).poll(context).map(self.decide)
+    }
+}
+
+type Started = Result<Arc<Slot>, Refusal>;
+
+impl Client {
+    pub(crate) fn new(shared: Arc<Shared>, timeout: Duration) -> Self {
+        Self { shared, timeout, consistency: Consistency::Linearizable }
+    }
+
+    /// The same client with another deadline, counted from each call.
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { timeout, ..self.clone() }
+    }
+
+    /// The same client with another consistency of its reads.
+    pub fn with_consistency(&self, consistency: Consistency) -> Self {
+        Self { consistency, ..self.clone() }
+    }
+
+    /// Writes a value; its new version. Done when it is durable on a majority and applied.
+    pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Call<u64, WriteError> {
+        Call::new(self.start_put(key.as_ref(), value.as_ref()), decide_unconditional)
+    }
+
+    /// [`Client::put`] on this thread.
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    pub fn put_blocking(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<u64, WriteError> {
+        self.put(key, value).block()
+    }
+
+    /// Removes a key; one that doesn't exist is fine.
+    pub fn delete(&self, key: impl AsRef<[u8]>) -> Call<u64, WriteError> {
+        Call::new(self.start_delete(key.as_ref()), decide_unconditional)
+    }
+
+    /// [`Client::delete`] on this thread.
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    pub fn delete_blocking(&self, key: impl AsRef<[u8]>) -> Result<u64, WriteError> {
+        self.delete(key).block()
+    }
+
+    /// Applies a batch: all of it if all of its conditions hold, or nothing. All keys must belong to
+    /// one shard.
+    pub fn write(&self, batch: &WriteBatch) -> Call<WriteOutcome, WriteError> {
+        Call::new(self.start_batch(batch), decide_write)
+    }
+
+    /// [`Client::write`] on this thread.
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    pub fn write_blocking(&self, batch: &WriteBatch) -> Result<WriteOutcome, WriteError> {
+        self.write(batch).block()
+    }
+
+    /// Reads a value.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Call<Option<Bytes>, ReadError> {
+        Call::new(self.start_get(key.as_ref()), |answer| Ok(decide_get(answer)?.map(|found| found.value)))
+    }
+
+    /// [`Client::get`] on this thread.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn get_blocking(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>, ReadError> {
+        self.get(key).block()
+    }
+
+    /// Reads a value together with its version, which a condition can name.
+    pub fn get_versioned(&self, key: impl AsRef<[u8]>) -> Call<Option<Versioned>, ReadError> {
+        Call::new(self.start_get(key.as_ref()), decide_get)
+    }
+
+    /// [`Client::get_versioned`] on this thread.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn get_versioned_blocking(&self, key: impl AsRef<[u8]>) -> Result<Option<Versioned>, ReadError> {
+        self.get_versioned(key).block()
+    }
+
+    /// Reads a range. Each page within one shard is one consistent snapshot; pages and shards are
+    /// not one snapshot together.
+    pub fn scan(
+        &self,
+        options: ScanOptions,
+    ) -> impl Future<Output = Result<Vec<Row>, ReadError>> + Send + 'static + use<> {
+        let client = self.clone();
+        async move {
+            let mut scan = Scan::new(options);
+            while let Some(started) = scan.next_page(&client) {
+                scan.take_page(Wait(started?).await)?;
+            }
+            Ok(scan.rows)
+        }
+    }
+
+    /// [`Client::scan`] on this thread.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn scan_blocking(&self, options: ScanOptions) -> Result<Vec<Row>, ReadError> {
+        let mut scan = Scan::new(options);
+        while let Some(started) = scan.next_page(self) {
+            scan.take_page(started?.wait())?;
+        }
+        Ok(scan.rows)
+    }
+
+    /// Hands the leadership of a shard to a node.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; the hand-over may also just not happen, and nothing is lost then.
+    pub fn transfer_leadership_blocking(&self, shard: ShardId, to: NodeId) -> Result<(), ReadError> {
+        let started = self.post(shard, Request::TransferLeadership { shard, to });
+        match started.map_err(ReadError::from_refusal)?.wait() {
+            Answer::Refused(refusal) => Err(ReadError::from_refusal(refusal)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The shard that owns a key.
+    pub fn shard_of(&self, key: impl AsRef<[u8]>) -> ShardId {
+        self.locate(key.as_ref()).shard
+    }
+
+    fn locate(&self, key: &[u8]) -> &Descriptor {
+        self.shared.map.locate(key).expect("the map covers every key, and empty keys lie in the first shard")
+    }
+
+    fn deadline(&self) -> Nanos {
+        clock::now().saturating_add(u64::try_from(self.timeout.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn start_put(&self, key: &[u8], value: &[u8]) -> Result<Arc<Slot>, WriteError> {
+        let descriptor = self.locate(key);
+        let command = encode_put(descriptor.epoch.range, key, value)?;
+        self.start_write(descriptor.shard, command)
+    }
+
+    fn start_delete(&self, key: &[u8]) -> Result<Arc<Slot>, WriteError> {
+        let descriptor = self.locate(key);
+        let command = encode_delete(descriptor.epoch.range, key)?;
+        self.start_write(descriptor.shard, command)
+    }
+
+    fn start_batch(&self, batch: &WriteBatch) -> Result<Arc<Slot>, WriteError> {
+        let first = batch.first_key().ok_or(CommandError::EmptyBatch)?;
+        let descriptor = self.locate(first);
+        if let Some(outside) = batch.keys().find(|key| !descriptor.range.contains(key)) {
+            let below = outside < &descriptor.range.start;
+            let boundary = if below { descriptor.range.start.clone() } else { descriptor.range.end.clone() };
+            return Err(WriteError::SpansShards { boundary });
+        }
+        self.start_write(descriptor.shard, encode(batch, descriptor.epoch.range)?)
+    }
+
+    fn start_write(&self, shard: ShardId, command: Bytes) -> Result<Arc<Slot>, WriteError> {
+        self.post(shard, Request::Write { shard, command }).map_err(WriteError::from_refusal)
+    }
+
+    fn start_get(&self, key: &[u8]) -> Result<Arc<Slot>, ReadError> {
+        match key.len() {
+            0 => return Err(CommandError::EmptyKey.into()),
+            len if len > KEY_BYTES_MAX => return Err(CommandError::KeyTooLong(len).into()),
+            _ => {}
+        }
+        let query = Query::Get { key: Bytes::copy_from_slice(key) };
+        self.read(self.locate(key), query).map_err(ReadError::from_refusal)
+    }
+
+    fn read(&self, descriptor: &Descriptor, query: Query) -> Started {
+        let (shard, range_epoch) = (descriptor.shard, descriptor.epoch.range);
+        self.post(shard, Request::Read { shard, range_epoch, query, consistency: self.consistency })
+    }
+
+    fn post(&self, shard: ShardId, request: Request) -> Started {
+        let mailbox = &self.shared.mailboxes[usize::from(shard.core(self.shared.cores))];
+        let slot = Slot::new();
+        match mailbox.post(Post { request, deadline: self.deadline(), slot: slot.clone() }) {
+            Ok(()) => Ok(slot),
+            Err(_) if mailbox.is_closed() => Err(Refusal::Unavailable { reason: "the node has shut down".into() }),
+            Err(_) => Err(Refusal::Busy(BusyReason::Requests)),
+        }
+    }
+}
+
+fn decide_write(answer: Answer) -> Result<WriteOutcome, WriteError> {
+    match answer {
+        Answer::Written { version } => Ok(WriteOutcome::Written { version }),
+        Answer::ConditionFailed { condition } => Ok(WriteOutcome::ConditionFailed { condition }),
+        Answer::Refused(refusal) => Err(WriteError::from_refusal(refusal)),
+        Answer::Unknown(reason) => Err(WriteError::OutcomeUnknown(reason)),
+        other => panic!("a write is answered by {other:?}"),
+    }
+}
+
+fn decide_unconditional(answer: Answer) -> Result<u64, WriteError> {
+    match decide_write(answer)? {
+        WriteOutcome::Written { version } => Ok(version),
+        WriteOutcome::ConditionFailed { .. } => panic!("a command without conditions failed one"),
+    }
+}
+
+fn decide_get(answer: Answer) -> Result<Option<Versioned>, ReadError> {
+    match answer {
+        Answer::Value(value) => Ok(value),
+        Answer::Refused(refusal) => Err(ReadError::from_refusal(refusal)),
+        Answer::Unknown(_) => Err(ReadError::TimedOut),
+        other => panic!("a get is answered by {other:?}"),
+    }
+}
+
+/// A scan over shards in order, page by page.
+struct Scan {
+    /// What is left of the range.
+    start: Bytes,
+    end: Bytes,
+    limit: usize,
+    reverse: bool,
+    done: bool,
+    /// The shard whose page is awaited.
+    current: Option<Descriptor>,
+    rows: Vec<Row>,
+}
+
+impl Scan {
+    fn new(options: ScanOptions) -> Self {
+        let ScanOptions { start, end, limit, reverse } = options;
+        let done = !end.is_empty() && start >= end;
+        Self { start, end, limit, reverse, done, current: None, rows: Vec::new() }
+    }
+
+    fn next_page(&mut self, client: &Client) -> Option<Result<Arc<Slot>, ReadError>> {
+        if self.done {
+            return None;
+        }
+        let left = KeyRange { start: self.start.clone(), end: self.end.clone() };
+        let mut shards = client.shared.map.covering(&left);
+        let next = if self.reverse { shards.last() } else { shards.next() };
+        let descriptor = next.expect("the map covers every key");
+        let left = if self.limit == 0 { 0 } else { self.limit - self.rows.len() };
+        let query = Query::Scan {
+            start: self.start.clone(),
+            end: self.end.clone(),
+            limit: u32::try_from(left).unwrap_or(u32::MAX),
+            bytes_max: SCAN_PAGE_BYTES,
+            reverse: self.reverse,
+        };
+        self.current = Some(descriptor.clone());
+        Some(client.read(descriptor, query).map_err(ReadError::from_refusal))
+    }
+
+    fn take_page(&mut self, answer: Answer) -> Result<(), ReadError> {
+        let (rows, more) = match answer {
+            Answer::Rows { rows, more } => (rows, more),
+            Answer::Refused(refusal) => return Err(ReadError::from_refusal(refusal)),
+            Answer::Unknown(_) => return Err(ReadError::TimedOut),
+            other => panic!("a scan is answered by {other:?}"),
+        };
+        let range = self.current.take().expect("set when the page was asked for").range;
+        if more {
+            let last = &rows.last().expect("one row is always admitted").key;
+            if self.reverse { self.end = last.clone() } else { self.start = successor(last) }
+        } else if self.reverse {
+            self.done = range.start.is_empty() || range.start <= self.start;
+            self.end = range.start;
+        } else {
+            self.done = range.end.is_empty() || (!self.end.is_empty() && range.end >= self.end);
+            self.start = range.end;
+        }
+        self.rows.extend(rows);
+        self.done |= self.limit > 0 && self.rows.len() >= self.limit;
+        Ok(())
+    }
+}
+
+/// The first key after `key`.
+fn successor(key: &[u8]) -> Bytes {
+    let mut next = Vec::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.push(0);
+    next.into()
+}

@@ -1,0 +1,241 @@
+//! What can be set of a node, with its defaults and bounds.
+
+use floe_raft::ConfigError;
+use floe_shard::{NodeId, ShardConfig};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// One node of a cluster and where it listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The node.
+    pub node: NodeId,
+    /// `host:port`. Names are resolved when a connection is made.
+    pub address: String,
+}
+
+/// Settings of a node. Start from [`Config::embedded`] or [`Config::member`] and change what you need;
+/// [`crate::Engine::open`] checks every bound and names the field that breaks one.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Names the cluster; nodes of different clusters refuse each other. Any number.
+    pub cluster: u128,
+    /// This node; above 0.
+    pub node: NodeId,
+    /// Its data directory; made if missing. One process at a time.
+    pub dir: PathBuf,
+    /// All nodes of the cluster, this one included; empty for a single node without a port.
+    pub members: Vec<Member>,
+    /// Threads that own shards. May change between starts. Default 1.
+    pub cores: u16,
+    /// Shards into which the key space is split evenly when the cluster first starts; the same on all
+    /// nodes. Default 1.
+    pub shards: u32,
+    /// Replicas per shard, at most the number of nodes. Default 3.
+    pub replication: usize,
+    /// Pin each core's thread to a processor. Default off.
+    pub pin_cores: bool,
+    /// Spin so long before sleeping: wake-ups in 5 us instead of 25-55 us, for a busy processor.
+    /// Default 0.
+    pub spin_before_park: Duration,
+    /// Lower bound of the randomized election timeout. Default 150 ms.
+    pub election_timeout_min: Duration,
+    /// Upper bound of the randomized election timeout. Default 300 ms.
+    pub election_timeout_max: Duration,
+    /// How often a leader is heard at the least. Default 30 ms; below half of `election_timeout_min`.
+    pub heartbeat_interval: Duration,
+    /// Deadline of calls that name none. Default 10 s.
+    pub timeout: Duration,
+    /// Requests under way per core; beyond it they are refused as `Busy`. Default 65,536.
+    pub requests_max: usize,
+    /// Bytes that may wait to be sent to one peer core; beyond it frames are dropped, and Raft sends
+    /// again. Default 64 MiB.
+    pub send_queue_bytes_max: usize,
+    /// In-memory log of a shard that makes it flush its state. Default 4 MiB.
+    pub flush_log_bytes: usize,
+    /// In-memory log of a shard beyond which slow followers are left to catch up by a dump.
+    /// Default 32 MiB.
+    pub log_bytes_max: usize,
+    /// The log.
+    pub wal: WalSettings,
+}
+
+/// Bounds and sizes of a core's log.
+#[derive(Clone, Debug)]
+pub struct WalSettings {
+    /// Bytes of a stream's first segment; doubles up to `segment_bytes_max`.
+    pub segment_bytes_min: u64,
+    /// Bytes of a segment at the most.
+    pub segment_bytes_max: u64,
+    /// Frames in flight at once.
+    pub frames_in_flight: u32,
+    /// Bytes of one frame at the most, but for one oversized record.
+    pub frame_bytes_max: usize,
+    /// Zeroed segments kept ready.
+    pub spares: u32,
+    /// Bytes of segments beyond which shards that pin old ones are flushed or copied forward.
+    pub bytes_max: u64,
+    /// Bytes that may wait for the log before new requests are refused.
+    pub queued_bytes_max: usize,
+}
+
+impl Default for WalSettings {
+    fn default() -> Self {
+        Self {
+            segment_bytes_min: 4 << 20,
+            segment_bytes_max: 64 << 20,
+            frames_in_flight: 4,
+            frame_bytes_max: 4 << 20,
+            spares: 2,
+            bytes_max: 1 << 30,
+            queued_bytes_max: 64 << 20,
+        }
+    }
+}
+
+impl Config {
+    /// A single node that needs nothing but a directory.
+    pub fn embedded(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            cluster: 1,
+            node: NodeId(1),
+            dir: dir.into(),
+            members: Vec::new(),
+            cores: 1,
+            shards: 1,
+            replication: 3,
+            pin_cores: false,
+            spin_before_park: Duration::ZERO,
+            election_timeout_min: Duration::from_millis(150),
+            election_timeout_max: Duration::from_millis(300),
+            heartbeat_interval: Duration::from_millis(30),
+            timeout: Duration::from_secs(10),
+            requests_max: 1 << 16,
+            send_queue_bytes_max: 64 << 20,
+            flush_log_bytes: 4 << 20,
+            log_bytes_max: 32 << 20,
+            wal: WalSettings::default(),
+        }
+    }
+
+    /// A member of a cluster.
+    pub fn member(dir: impl Into<PathBuf>, node: NodeId, members: Vec<Member>) -> Self {
+        Self { node, members, ..Self::embedded(dir) }
+    }
+
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// Names the first field that breaks its bound, and the bound.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let check = |field, ok: bool, reason: &str| {
+            if ok { Ok(()) } else { Err(ConfigError { field, reason: reason.into() }) }
+        };
+        check("node", self.node.0 > 0, "must be above 0")?;
+        check("dir", !self.dir.as_os_str().is_empty(), "must name a directory")?;
+        check("cores", (1..=1024).contains(&self.cores), "must be 1 to 1024")?;
+        check("shards", (1..=65_536).contains(&self.shards), "must be 1 to 65,536")?;
+        check("replication", (1..=7).contains(&self.replication), "must be 1 to 7")?;
+        check("timeout", !self.timeout.is_zero(), "must be above 0")?;
+        check("requests_max", (1..=1 << 24).contains(&self.requests_max), "must be 1 to 16,777,216")?;
+        check("send_queue_bytes_max", self.send_queue_bytes_max >= 32 << 20, "must be at least 32 MiB, or a largest frame doesn't fit")?;
+        check("flush_log_bytes", self.flush_log_bytes > 0, "must be above 0")?;
+        check("log_bytes_max", self.log_bytes_max >= self.flush_log_bytes, "must be at least flush_log_bytes")?;
+        check("wal.frames_in_flight", (1..=64).contains(&self.wal.frames_in_flight), "must be 1 to 64")?;
+        check("wal.segment_bytes_min", self.wal.segment_bytes_min >= 64 << 10, "must be at least 64 KiB")?;
+        check("wal.segment_bytes_min", self.wal.segment_bytes_min.is_multiple_of(4096), "must be a multiple of 4096")?;
+        check("wal.segment_bytes_max", self.wal.segment_bytes_max >= self.wal.segment_bytes_min, "must be at least wal.segment_bytes_min")?;
+        check("wal.segment_bytes_max", self.wal.segment_bytes_max.is_multiple_of(4096), "must be a multiple of 4096")?;
+        check("wal.frame_bytes_max", (16 << 10..=4 << 20).contains(&self.wal.frame_bytes_max), "must be 16 KiB to 4 MiB")?;
+        check("wal.bytes_max", self.wal.bytes_max >= 4 * self.wal.segment_bytes_max, "must be at least four times wal.segment_bytes_max")?;
+        self.validate_members()?;
+        self.shard_config().raft.validate().map_err(rename_raft_field)
+    }
+
+    fn validate_members(&self) -> Result<(), ConfigError> {
+        let fail = |reason: String| Err(ConfigError { field: "members", reason });
+        if !self.members.is_empty() && !self.members.iter().any(|member| member.node == self.node) {
+            return fail(format!("must name this node, {}, too", self.node));
+        }
+        for (at, member) in self.members.iter().enumerate() {
+            if self.members[..at].iter().any(|other| other.node == member.node) {
+                return fail(format!("names node {} twice", member.node));
+            }
+            if member.node.0 == 0 {
+                return fail("a node's id must be above 0".into());
+            }
+            let port = member.address.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+            if !matches!(port, Some(Ok(_))) {
+                return fail(format!("address `{}` of node {} is not host:port", member.address, member.node));
+            }
+        }
+        Ok(())
+    }
+
+    /// Settings of the layers below.
+    pub(crate) fn shard_config(&self) -> ShardConfig {
+        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        ShardConfig {
+            raft: floe_raft::Config {
+                election_timeout_min_ns: nanos(self.election_timeout_min),
+                election_timeout_max_ns: nanos(self.election_timeout_max),
+                heartbeat_interval_ns: nanos(self.heartbeat_interval),
+                ..floe_raft::Config::default()
+            },
+            cores: self.cores,
+            flush_log_bytes: self.flush_log_bytes,
+            log_bytes_max: self.log_bytes_max,
+            ..ShardConfig::default()
+        }
+    }
+
+    /// This node's address, if it is a member of a cluster.
+    pub(crate) fn own_address(&self) -> Option<&str> {
+        self.members.iter().find(|member| member.node == self.node).map(|member| member.address.as_str())
+    }
+
+    /// All nodes, in order of id.
+    pub(crate) fn nodes(&self) -> Vec<NodeId> {
+        let mut nodes: Vec<_> = self.members.iter().map(|member| member.node).collect();
+        if nodes.is_empty() {
+            nodes.push(self.node);
+        }
+        nodes.sort_unstable();
+        nodes
+    }
+}
+
+/// Raft's settings are in nanoseconds; a node's are durations of the same names without the unit.
+fn rename_raft_field(error: ConfigError) -> ConfigError {
+    let field = error.field.strip_suffix("_ns").unwrap_or(error.field);
+    ConfigError { field, reason: error.reason.replace("_ns", "") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_election_timeout_below_the_heartbeat_is_refused_by_name() {
+        let mut config = Config::embedded("d");
+        config.election_timeout_min = Duration::from_millis(20);
+        let error = config.validate().unwrap_err();
+        assert_eq!(error.field, "election_timeout_min");
+        assert!(error.reason.contains("heartbeat_interval"), "{error}");
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        Config::embedded("d").validate().unwrap();
+    }
+
+    #[test]
+    fn a_member_without_itself_or_with_a_bad_address_is_refused() {
+        let other = Member { node: NodeId(2), address: "127.0.0.1:1".into() };
+        let own = Member { node: NodeId(1), address: "nonsense".into() };
+        for members in [vec![other.clone()], vec![own, other]] {
+            let error = Config::member("d", NodeId(1), members).validate().unwrap_err();
+            assert_eq!(error.field, "members");
+        }
+    }
+}

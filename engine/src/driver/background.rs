@@ -1,0 +1,288 @@
+//! Blocking file calls on a few threads of low priority, for everything but the writes of the log.
+//!
+//! Calls of one core run in any order. When the pool is dropped, what was handed in is still done: nothing
+//! touches the disk on behalf of a core whose thread has ended.
+
+use super::sys;
+use crate::disk::{
+    DirEntry, DiskCall, DiskDone, DiskError, DiskErrorKind, DiskPath, DiskResult, OpId, Recipe,
+};
+use crate::mailbox::Mailbox;
+use bytes::Bytes;
+use crossbeam_queue::SegQueue;
+use parking_lot::Mutex;
+use rkyv::util::AlignedVec;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+const THREADS: usize = 2;
+const ZERO_PIECE: usize = 1 << 20;
+
+/// What became of a name, for whoever keeps files open.
+pub(super) enum NameChange {
+    None,
+    Renamed { from: DiskPath, to: DiskPath },
+    Removed { path: DiskPath },
+}
+
+/// A call that came back.
+pub(super) struct Done {
+    pub(super) op: OpId,
+    pub(super) change: NameChange,
+    pub(super) result: DiskResult,
+}
+
+/// The threads of one core.
+pub(super) struct Background {
+    jobs: Option<Sender<(OpId, DiskCall)>>,
+    done: Arc<SegQueue<Done>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Background {
+    /// Starts the threads. Results wake the core through its mailbox.
+    pub(super) fn start(name: &str, root: &Path, mailbox: &Arc<Mailbox>) -> io::Result<Self> {
+        let (jobs, queue) = channel();
+        let queue = Arc::new(Mutex::new(queue));
+        let done = Arc::new(SegQueue::new());
+        let mut threads = Vec::new();
+        for number in 0..THREADS {
+            let disk = Disk { root: root.to_owned() };
+            let (queue, done) = (Arc::clone(&queue), Arc::clone(&done));
+            let mailbox = Arc::clone(mailbox);
+            let thread = std::thread::Builder::new().name(format!("{name}-io{number}"));
+            threads.push(thread.spawn(move || serve(&disk, &queue, &done, &mailbox))?);
+        }
+        Ok(Self { jobs: Some(jobs), done, threads })
+    }
+
+    /// Hands a call in.
+    pub(super) fn start_call(&self, op: OpId, call: DiskCall) {
+        let jobs = self.jobs.as_ref().expect("taken only by drop");
+        jobs.send((op, call)).expect("the threads end only after the sender is gone, or the process aborts");
+    }
+
+    /// Next call that came back.
+    pub(super) fn take_done(&self) -> Option<Done> {
+        self.done.pop()
+    }
+
+    /// Whether something came back.
+    pub(super) fn has_done(&self) -> bool {
+        !self.done.is_empty()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread for file calls panicked");
+            }
+        }
+    }
+}
+
+/// A call that panics (a recipe, say) leaves its core waiting for ever: the process must not go on.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("floe: a file call panicked (see above); the process aborts");
+            std::process::abort();
+        }
+    }
+}
+
+fn serve(disk: &Disk, queue: &Mutex<Receiver<(OpId, DiskCall)>>, done: &SegQueue<Done>, mailbox: &Mailbox) {
+    let _guard = AbortOnPanic;
+    if let Err(error) = sys::lower_priority() {
+        tracing::debug!(%error, "threads for file calls keep their priority");
+    }
+    loop {
+        let next = queue.lock().recv();
+        let Ok((op, call)) = next else { return };
+        let (result, change) = disk.carry_out(call);
+        done.push(Done { op, change, result });
+        mailbox.wake();
+    }
+}
+
+/// The kind of an error of the system's.
+pub(super) fn error_kind(error: &io::Error) -> DiskErrorKind {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => DiskErrorKind::Full,
+        Some(libc::EROFS | libc::EACCES | libc::EPERM) => DiskErrorKind::ReadOnly,
+        Some(libc::ENOENT) => DiskErrorKind::NotFound,
+        _ => DiskErrorKind::Io,
+    }
+}
+
+/// An error that names the operation and the file.
+pub(super) fn disk_error(what: &str, path: &Path, error: &io::Error) -> DiskError {
+    DiskError { kind: error_kind(error), message: format!("{what} {}: {error}", path.display()) }
+}
+
+/// Makes a directory and what is missing above it; each one made is synced into its parent.
+pub(super) fn make_dirs(dir: &Path) -> Result<(), DiskError> {
+    let mut missing = Vec::new();
+    let mut at = dir;
+    while !at.is_dir() {
+        missing.push(at);
+        match at.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => at = parent,
+            _ => break,
+        }
+    }
+    for dir in missing.into_iter().rev() {
+        match fs::create_dir(dir) {
+            Ok(()) => {}
+            // Another core was faster; the sync below is then needed all the same.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+            Err(error) => return Err(disk_error("creating directory", dir, &error)),
+        }
+        let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+        sync_dir(parent.unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
+}
+
+fn sync_dir(dir: &Path) -> Result<(), DiskError> {
+    let synced = File::open(dir).and_then(|file| file.sync_all());
+    synced.map_err(|error| disk_error("syncing directory", dir, &error))
+}
+
+struct Disk {
+    root: PathBuf,
+}
+
+impl Disk {
+    fn path(&self, path: &DiskPath) -> PathBuf {
+        self.root.join(&**path)
+    }
+
+    fn carry_out(&self, call: DiskCall) -> (DiskResult, NameChange) {
+        let done = |result: Result<(), DiskError>| (result.map(|()| DiskDone::Done), NameChange::None);
+        match call {
+            DiskCall::List { dir } => (list(&self.path(&dir)).map(DiskDone::Listed), NameChange::None),
+            DiskCall::Create { path, len } => done(create(&self.path(&path), len)),
+            DiskCall::Rename { from, to } => {
+                let (old, new) = (self.path(&from), self.path(&to));
+                let what = || format!("renaming {} to", old.display());
+                let result = fs::rename(&old, &new).map_err(|e| disk_error(&what(), &new, &e));
+                (result.map(|()| DiskDone::Done), NameChange::Renamed { from, to })
+            }
+            DiskCall::Remove { path } => {
+                (remove(&self.path(&path)).map(|()| DiskDone::Done), NameChange::Removed { path })
+            }
+            DiskCall::SyncDir { dir } => done(sync_dir(&self.path(&dir))),
+            DiskCall::Read { path, offset, len } => {
+                (read(&self.path(&path), offset, len).map(DiskDone::Read), NameChange::None)
+            }
+            DiskCall::Write { path, offset, data } => done(write(&self.path(&path), offset, &*data)),
+            DiskCall::Save { path, data } => done(save(&self.path(&path), &*data)),
+        }
+    }
+}
+
+fn list(dir: &Path) -> Result<Vec<DirEntry>, DiskError> {
+    let fail = |error: io::Error| disk_error("listing", dir, &error);
+    let found = match fs::read_dir(dir) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(fail(error)),
+    };
+    let mut entries = Vec::new();
+    for entry in found {
+        let entry = entry.map_err(fail)?;
+        let metadata = entry.metadata().map_err(fail)?;
+        let is_dir = metadata.is_dir();
+        entries.push(DirEntry {
+            name: entry.file_name().to_string_lossy().into_owned(),
+            len: if is_dir { 0 } else { metadata.len() },
+            is_dir,
+        });
+    }
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries)
+}
+
+fn make_parent(path: &Path) -> Result<(), DiskError> {
+    path.parent().map_or(Ok(()), make_dirs)
+}
+
+fn create(path: &Path, len: u64) -> Result<(), DiskError> {
+    make_parent(path)?;
+    let zeroed = || {
+        let mut file = File::create(path)?;
+        let zeros = vec![0; ZERO_PIECE.min(usize::try_from(len).unwrap_or(ZERO_PIECE))];
+        let mut left = len;
+        while left > 0 {
+            let piece = left.min(zeros.len() as u64) as usize;
+            file.write_all(&zeros[..piece])?;
+            left -= piece as u64;
+        }
+        file.sync_data()
+    };
+    zeroed().map_err(|error: io::Error| disk_error("creating", path, &error))
+}
+
+fn remove(path: &Path) -> Result<(), DiskError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(disk_error("removing", path, &error)),
+        _ => Ok(()),
+    }
+}
+
+fn read(path: &Path, offset: u64, len: usize) -> Result<Bytes, DiskError> {
+    let fail = |error: io::Error| disk_error(&format!("reading at {offset} of"), path, &error);
+    let file = File::open(path).map_err(fail)?;
+    let left = file.metadata().map_err(fail)?.len().saturating_sub(offset);
+    let len = len.min(usize::try_from(left).unwrap_or(usize::MAX));
+    let mut buffer = AlignedVec::<16>::with_capacity(len);
+    buffer.resize(len, 0);
+    let mut have = 0;
+    while have < len {
+        match file.read_at(&mut buffer[have..], offset + have as u64) {
+            Ok(0) => break,
+            Ok(n) => have += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(fail(error)),
+        }
+    }
+    Ok(Bytes::from_owner(buffer).slice(..have))
+}
+
+fn encoded(data: &dyn Recipe) -> Vec<u8> {
+    let mut bytes = vec![0; data.len()];
+    data.encode_into(&mut bytes);
+    bytes
+}
+
+/// For file systems without O_DIRECT.
+fn write(path: &Path, offset: u64, data: &dyn Recipe) -> Result<(), DiskError> {
+    let bytes = encoded(data);
+    let file = OpenOptions::new().write(true).open(path);
+    let written = file.and_then(|file| {
+        file.write_all_at(&bytes, offset)?;
+        file.sync_data()
+    });
+    written.map_err(|error| disk_error(&format!("writing at {offset} of"), path, &error))
+}
+
+fn save(path: &Path, data: &dyn Recipe) -> Result<(), DiskError> {
+    make_parent(path)?;
+    let bytes = encoded(data);
+    let saved = File::create(path).and_then(|mut file| {
+        file.write_all(&bytes)?;
+        file.sync_all()
+    });
+    saved.map_err(|error| disk_error("saving", path, &error))
+}

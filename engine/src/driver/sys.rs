@@ -1,0 +1,105 @@
+//! System calls that std doesn't offer: the only unsafe code of the drivers.
+
+#![allow(unsafe_code)]
+
+use bytes::Bytes;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::time::Duration;
+
+/// Parts that one `sendmsg` takes.
+pub(crate) const PARTS_MAX: usize = 64;
+
+/// After so long without an acknowledgement of sent bytes the connection counts as dead. Without it,
+/// retransmission backs off for minutes after a partition.
+const SEND_TIMEOUT_MS: libc::c_int = 5_000;
+const KEEPALIVE_IDLE_S: libc::c_int = 5;
+const KEEPALIVE_INTERVAL_S: libc::c_int = 2;
+const KEEPALIVE_PROBES: libc::c_int = 3;
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Sends parts back to back without waiting; returns how many bytes went, at least 1.
+///
+/// # Errors
+/// `WouldBlock` if nothing can be sent now.
+pub(crate) fn send_parts<'a>(
+    socket: BorrowedFd<'_>,
+    parts: impl Iterator<Item = &'a Bytes>,
+) -> io::Result<usize> {
+    let mut slots = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; PARTS_MAX];
+    let mut count = 0;
+    for (slot, part) in slots.iter_mut().zip(parts) {
+        *slot = libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() };
+        count += 1;
+    }
+    // SAFETY: all-zero bytes are a valid msghdr: no name, no control data, null pointers.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = slots.as_mut_ptr();
+    message.msg_iovlen = count;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the first `count` slots point to bytes borrowed for 'a, which outlive this call, and the
+    // kernel only reads them.
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
+}
+
+/// Both directions at once: whoever waits on the socket wakes up.
+pub(crate) fn shutdown(socket: BorrowedFd<'_>) {
+    // SAFETY: the descriptor is open for as long as it is borrowed. An error means that the
+    // connection is already gone.
+    unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) };
+}
+
+/// Makes dead connections be noticed within seconds.
+pub(crate) fn watch_connection(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let tcp = libc::IPPROTO_TCP;
+    for (level, name, value) in [
+        (tcp, libc::TCP_USER_TIMEOUT, SEND_TIMEOUT_MS),
+        (tcp, libc::TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
+        (tcp, libc::TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
+        (tcp, libc::TCP_KEEPCNT, KEEPALIVE_PROBES),
+        (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+    ] {
+        let len = size_of_val(&value) as libc::socklen_t;
+        // SAFETY: the option's value is a c_int that lives across the call, and `len` is its size.
+        let result =
+            unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len) };
+        check(result)?;
+    }
+    Ok(())
+}
+
+/// Waits until a descriptor can be read, or accepted from; false if the time runs out.
+pub(crate) fn wait_readable(descriptor: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+    let mut poll = libc::pollfd { fd: descriptor.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let limit_ms = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: exactly one pollfd, which lives across the call.
+    match check(unsafe { libc::poll(&raw mut poll, 1, limit_ms) }) {
+        Ok(ready) => Ok(ready > 0),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Hands a descriptor to a runtime's type.
+pub(crate) fn adopt<T: FromRawFd>(descriptor: OwnedFd) -> T {
+    // SAFETY: the descriptor is open and nobody else's: `into_raw_fd` gave up its ownership.
+    unsafe { T::from_raw_fd(descriptor.into_raw_fd()) }
+}
+
+/// Lets everything else run before the calling thread.
+pub(crate) fn lower_priority() -> io::Result<()> {
+    // SAFETY: no pointers. On Linux, id 0 means the calling thread alone.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) }).map(drop)
+}
+
+/// Soft limit of locked memory in bytes; `u64::MAX` = none.
+pub(crate) fn locked_memory_max() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel fills the one struct that is pointed to.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
+    Ok(limit.rlim_cur)
+}

@@ -1,0 +1,239 @@
+//! A node: opens its directory, runs its cores, hands out clients.
+
+use crate::client::{Client, Shared};
+use crate::clock;
+use crate::config::Config;
+use crate::driver::{CoreSetup, spawn};
+use crate::error::OpenError;
+use crate::mailbox::{Control, Mailbox};
+use crate::metrics::{CoreMetrics, Metrics};
+use crate::probe;
+use crate::seam::{Event, StartReport};
+use crate::transport::{Acceptor, HelloIdentity};
+use crate::worker::{MachineFactory, Worker, WorkerConfig};
+use floe_shard::{CoreAddr, MemoryStore, NodeId, ShardId, ShardMap, pre_split};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::hash::{BuildHasher, Hasher};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+
+/// A running node. Dropping it shuts it down cleanly.
+pub struct Engine {
+    client: Client,
+    mailboxes: Vec<Arc<Mailbox>>,
+    metrics: Vec<Arc<CoreMetrics>>,
+    report: StartReport,
+    threads: Vec<JoinHandle<()>>,
+    acceptor: Option<Acceptor>,
+    /// Held until the cores are gone.
+    lock: Option<File>,
+}
+
+impl Engine {
+    /// Opens a node: alone with [`Config::embedded`], or as a member of a cluster with
+    /// [`Config::member`]. Returns when recovery is done; leaders may still have to be elected, and
+    /// requests wait for that up to their deadline.
+    ///
+    /// # Errors
+    /// Says which setting, file or port is the reason, and what to do.
+    pub fn open(config: Config) -> Result<Self, OpenError> {
+        let machines: MachineFactory = Arc::new(|_| Box::new(MemoryStore::new()));
+        Self::open_with(config, machines)
+    }
+
+    /// [`Engine::open`] with a state machine of your own.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_with(config: Config, machines: MachineFactory) -> Result<Self, OpenError> {
+        config.validate()?;
+        probe::check()?;
+        let lock = lock_dir(&config.dir)?;
+        let listener = listen(&config)?;
+        let nodes = config.nodes();
+        let descriptors = pre_split(&nodes, config.shards, config.replication.min(nodes.len()));
+        let map = ShardMap::new(descriptors.clone());
+        let cores = config.cores;
+        let mailboxes: Vec<_> = (0..cores).map(|_| Arc::new(Mailbox::new(config.requests_max))).collect();
+        let metrics: Vec<_> = (0..cores).map(|_| Arc::new(CoreMetrics::default())).collect();
+        let identity = Arc::new(OnceLock::new());
+        let new_store_uuid = u128::from(random()) << 64 | u128::from(random());
+        let (events, arrived) = channel();
+        let mut threads = Vec::new();
+        for core in 0..cores {
+            let at = usize::from(core);
+            let me = CoreAddr { node: config.node, core };
+            let worker = WorkerConfig {
+                me,
+                cores,
+                cluster: config.cluster,
+                new_store_uuid,
+                shard: config.shard_config(),
+                wal: config.wal.clone(),
+                bootstrap: Arc::new(descriptors.clone()),
+                machines: machines.clone(),
+                requests_max: config.requests_max,
+                metrics: metrics[at].clone(),
+                #[cfg(feature = "planted")]
+                planted_ack_before_durable: false,
+            };
+            let seed = random();
+            let setup = CoreSetup {
+                worker: Box::new(move |effects, now| Worker::new(worker, seed, now, effects)),
+                me,
+                cores,
+                data_dir: config.dir.clone(),
+                mailbox: mailboxes[at].clone(),
+                siblings: mailboxes.clone(),
+                peers: peers(&config),
+                identity: identity.clone(),
+                events: events.clone(),
+                metrics: metrics[at].clone(),
+                pin: config.pin_cores.then_some(at),
+                spin_before_park: (!config.spin_before_park.is_zero()).then_some(config.spin_before_park),
+                io_memory: None,
+                send_queue_bytes_max: config.send_queue_bytes_max,
+                requests_max: config.requests_max,
+            };
+            threads.push(spawn(setup).map_err(OpenError::Spawn)?);
+        }
+        drop(events);
+        let shared = Arc::new(Shared { mailboxes: mailboxes.clone(), map, cores });
+        let client = Client::new(shared, config.timeout);
+        let report = StartReport::default();
+        let lock = Some(lock);
+        let mut engine = Self { client, mailboxes, metrics, report, threads, acceptor: None, lock };
+        engine.report = engine.await_start(&arrived)?;
+        let own = HelloIdentity {
+            cluster: config.cluster,
+            node: config.node,
+            store_uuid: engine.report.store_uuid,
+            boot_epoch: engine.report.boot_epoch,
+            cores,
+        };
+        identity.set(own.clone()).expect("set here only");
+        for mailbox in &engine.mailboxes {
+            mailbox.control(Control::Connect);
+        }
+        if let Some(listener) = listener {
+            let known = nodes.into_iter().filter(|&node| node != config.node).collect();
+            engine.acceptor =
+                Some(Acceptor::start(listener, own, known, engine.mailboxes.clone()).map_err(OpenError::Spawn)?);
+        }
+        Ok(engine)
+    }
+
+    /// A handle for any thread and any async runtime.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// What was found at start.
+    pub fn start_report(&self) -> &StartReport {
+        &self.report
+    }
+
+    /// Counters and latencies of all cores, added up.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::sum(self.metrics.iter().map(|core| &**core))
+    }
+
+    /// The leading node of each shard that has a replica here, as far as is known here.
+    pub fn leaders(&self) -> BTreeMap<ShardId, Option<NodeId>> {
+        self.metrics.iter().flat_map(|core| core.leaders.lock().clone()).collect()
+    }
+
+    /// Shuts down cleanly: finishes what is under way (for up to a second), seals the log, and
+    /// returns when every thread has ended.
+    pub fn shutdown(mut self) {
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        if let Some(acceptor) = self.acceptor.take() {
+            acceptor.stop();
+        }
+        for mailbox in &self.mailboxes {
+            mailbox.close();
+            mailbox.control(Control::Shutdown);
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a core's thread panicked");
+            }
+        }
+        self.lock = None;
+    }
+
+    /// Waits until every core has started; fails with the first that can't.
+    fn await_start(&self, arrived: &Receiver<(u16, Event)>) -> Result<StartReport, OpenError> {
+        let mut sum = StartReport::default();
+        let mut waiting = self.mailboxes.len();
+        while waiting > 0 {
+            let gone = || crate::seam::Failure::Boot("a core ended while it was starting; see the log".into());
+            match arrived.recv().map_err(|_| gone())?.1 {
+                Event::Started(report) => {
+                    waiting -= 1;
+                    sum.add(&report);
+                }
+                Event::Failed(failure) => return Err(failure.into()),
+                Event::Stopped => return Err(gone().into()),
+                Event::Leader { .. } => {}
+            }
+        }
+        Ok(sum)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn peers(config: &Config) -> Vec<(NodeId, String)> {
+    let others = config.members.iter().filter(|member| member.node != config.node);
+    others.map(|member| (member.node, member.address.clone())).collect()
+}
+
+fn listen(config: &Config) -> Result<Option<TcpListener>, OpenError> {
+    let Some(address) = config.own_address().filter(|_| config.members.len() > 1) else { return Ok(None) };
+    let listener = TcpListener::bind(address)
+        .map_err(|source| OpenError::Listen { address: address.to_owned(), source })?;
+    Ok(Some(listener))
+}
+
+/// Takes the directory's lock, which the system drops with the process.
+fn lock_dir(dir: &Path) -> Result<File, OpenError> {
+    let fail = |source| OpenError::Dir { dir: dir.to_owned(), source };
+    fs::create_dir_all(dir).map_err(fail)?;
+    let path = dir.join("LOCK");
+    let mut file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(fail)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let named = file.read_to_string(&mut holder).is_ok() && !holder.is_empty();
+            let holder = if named { holder } else { "another process".into() };
+            return Err(OpenError::Locked { dir: dir.to_owned(), holder: holder.trim().to_owned() });
+        }
+        Err(TryLockError::Error(source)) => return Err(fail(source)),
+    }
+    file.set_len(0).map_err(fail)?;
+    file.seek(SeekFrom::Start(0)).map_err(fail)?;
+    writeln!(file, "process {}", std::process::id()).map_err(fail)?;
+    Ok(file)
+}
+
+/// Seeds for what needs to differ between processes; nothing below the driver draws its own.
+fn random() -> u64 {
+    let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
+    hasher.write_u64(clock::now());
+    hasher.finish()
+}

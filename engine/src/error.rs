@@ -1,0 +1,159 @@
+//! Errors of the public API: one enum per kind of operation, each variant saying whether the
+//! operation surely didn't happen or may have.
+
+use floe_raft::ConfigError;
+use floe_shard::CommandError;
+use floe_shard::request::{BusyReason, Refusal, UnknownReason};
+use std::path::PathBuf;
+
+/// Why a node can't be opened. Nothing is running, and nothing was changed that matters.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// A setting breaks its bound.
+    #[error("configuration: {0}")]
+    Config(#[from] ConfigError),
+    /// The data directory can't be made or used.
+    #[error("data directory {}: {source}", dir.display())]
+    Dir {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another process has the directory open.
+    #[error("data directory {} is in use by {holder}; stop that process, or choose another `dir`", dir.display())]
+    Locked {
+        /// The directory.
+        dir: PathBuf,
+        /// Who holds the lock, as far as it says so itself.
+        holder: String,
+    },
+    /// The listening port can't be taken.
+    #[error("can't listen on {address}: {source}; check this node's address in `members`")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The kernel refuses io_uring, or there is too little locked memory.
+    #[error(transparent)]
+    Uring(#[from] crate::probe::ProbeError),
+    /// A thread could not be started.
+    #[error("can't start a core: {0}")]
+    Spawn(std::io::Error),
+    /// A core could not recover: a sentence that names the file and what to do.
+    #[error("{0}")]
+    Start(#[from] crate::seam::Failure),
+}
+
+/// What came of a write that was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteOutcome {
+    /// Applied; the new version of every key that it wrote.
+    Written {
+        /// Log index within the shard.
+        version: u64,
+    },
+    /// A condition didn't hold: nothing was changed.
+    ConditionFailed {
+        /// Which, counted from 0.
+        condition: u32,
+    },
+}
+
+/// Why a write is not known to be done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// Surely not done: the command breaks a limit.
+    #[error("invalid write: {0}")]
+    Invalid(#[from] CommandError),
+    /// Surely not done: the keys belong to several shards; split the batch at the boundary.
+    #[error("the batch spans shards: split it at key {}", escape(boundary))]
+    SpansShards {
+        /// First key of the second shard.
+        boundary: bytes::Bytes,
+    },
+    /// Surely not done: a bound is reached. Try again later, slower.
+    #[error("busy ({0:?}): try again later")]
+    Busy(BusyReason),
+    /// Surely not done: the deadline passed before anything was begun (no leader in reach, say).
+    #[error("the deadline passed; the write was not begun")]
+    TimedOut,
+    /// Surely not done: the shard's range has changed; the routing cache is renewed, try again.
+    #[error("the shard's range has changed; try again")]
+    Rerouted,
+    /// Surely not done: the node can't serve.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+    /// Not known: the write may have been done, or may yet be.
+    #[error("the outcome is unknown ({0:?}): the write may have been done, or may yet be")]
+    OutcomeUnknown(UnknownReason),
+}
+
+impl WriteError {
+    /// Whether trying again can't do the write twice.
+    pub fn is_surely_not_done(&self) -> bool {
+        !matches!(self, Self::OutcomeUnknown(_))
+    }
+
+    pub(crate) fn from_refusal(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Busy(reason) => Self::Busy(reason),
+            Refusal::DeadlinePassed => Self::TimedOut,
+            Refusal::WrongEpoch { .. } | Refusal::OutOfRange { .. } => Self::Rerouted,
+            other => Self::Unavailable(explain(&other)),
+        }
+    }
+}
+
+/// Why a read has no result. A read changes nothing, so it can always be tried again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The key is empty or too long.
+    #[error("invalid read: {0}")]
+    Invalid(#[from] CommandError),
+    /// A bound is reached. Try again later, slower.
+    #[error("busy ({0:?}): try again later")]
+    Busy(BusyReason),
+    /// The deadline passed.
+    #[error("the deadline passed")]
+    TimedOut,
+    /// The shard's range has changed; the routing cache is renewed, try again.
+    #[error("the shard's range has changed; try again")]
+    Rerouted,
+    /// The node can't serve.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+}
+
+impl ReadError {
+    pub(crate) fn from_refusal(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Busy(reason) => Self::Busy(reason),
+            Refusal::DeadlinePassed => Self::TimedOut,
+            Refusal::WrongEpoch { .. } | Refusal::OutOfRange { .. } => Self::Rerouted,
+            other => Self::Unavailable(explain(&other)),
+        }
+    }
+}
+
+fn explain(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::NotLeader { leader: Some(leader) } => format!("node {leader} leads the shard"),
+        Refusal::NotLeader { leader: None } => "no leader of the shard is known".into(),
+        Refusal::NoSuchShard { shard } => format!("no replica of shard {shard} in reach"),
+        Refusal::BadCommand { reason } => format!("the command was refused: {reason}"),
+        Refusal::Overwritten => "a change of leader dropped it".into(),
+        Refusal::Unavailable { reason } => reason.clone(),
+        Refusal::NotAMember { node } => format!("node {node} has no replica of the shard"),
+        other => format!("{other:?}"),
+    }
+}
+
+fn escape(key: &[u8]) -> String {
+    format!("\"{}\"", key.escape_ascii())
+}

@@ -1,0 +1,131 @@
+//! What a core counts. Written by the core, read by anybody; no figure steers anything.
+
+use floe_shard::{NodeId, ShardId};
+use hdrhistogram::Histogram;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// One core's counters. All only grow, apart from those whose text says "now".
+        #[derive(Default)]
+        pub struct CoreMetrics {
+            $($(#[$doc])* pub $name: AtomicU64,)*
+            /// Nanoseconds from request to answer, as the core sees it.
+            pub request_latency: Latency,
+            /// Nanoseconds from the issue of a WAL write to its completion.
+            pub wal_write_latency: Latency,
+            /// The leading node per shard as seen from here.
+            pub leaders: Mutex<BTreeMap<ShardId, Option<NodeId>>>,
+        }
+
+        /// Counters of all cores of a node added up at one moment.
+        #[derive(Clone, Debug)]
+        #[non_exhaustive]
+        pub struct Metrics {
+            $($(#[$doc])* pub $name: u64,)*
+            /// Nanoseconds from request to answer, as the cores see it.
+            pub request_latency: Histogram<u64>,
+            /// Nanoseconds from the issue of a WAL write to its completion.
+            pub wal_write_latency: Histogram<u64>,
+        }
+
+        impl Metrics {
+            /// Adds the cores up.
+            pub fn sum<'a>(cores: impl IntoIterator<Item = &'a CoreMetrics>) -> Self {
+                let mut sum = Self {
+                    $($name: 0,)*
+                    request_latency: new_histogram(),
+                    wal_write_latency: new_histogram(),
+                };
+                for core in cores {
+                    $(sum.$name += core.$name.load(Ordering::Relaxed);)*
+                    core.request_latency.add_to(&mut sum.request_latency);
+                    core.wal_write_latency.add_to(&mut sum.wal_write_latency);
+                }
+                sum
+            }
+        }
+    };
+}
+
+counters! {
+    /// Requests of this node's clients taken in.
+    requests,
+    /// Requests under way now.
+    requests_pending,
+    /// Requests refused because a bound was reached.
+    busy,
+    /// Requests forwarded to another node.
+    forwarded,
+    /// Commands proposed to the replicas that lead here.
+    proposals,
+    /// Entries that became committed on this node's replicas.
+    commits,
+    /// Entries applied to this node's state machines.
+    applied,
+    /// Elections that replicas of this node began.
+    elections,
+    /// Linearizable reads served.
+    reads,
+    /// ReadIndex rounds that confirmed them.
+    read_rounds,
+    /// WAL frames written: each is one synced write.
+    wal_writes,
+    /// Bytes of those frames.
+    wal_bytes,
+    /// Log entries in them.
+    wal_entries,
+    /// Bytes that wait for their WAL write, now.
+    wal_queued_bytes,
+    /// Bytes of segment files, now.
+    wal_disk_bytes,
+    /// Frames sent to peers.
+    frames_sent,
+    /// Bytes of those frames.
+    bytes_sent,
+    /// Frames received from peers.
+    frames_received,
+    /// Frames dropped because a peer's send queue was full.
+    frames_dropped,
+    /// Turns of the worker.
+    turns,
+}
+
+/// A latency histogram, 1 us to 100 s at two digits.
+pub struct Latency(Mutex<Histogram<u64>>);
+
+impl Default for Latency {
+    fn default() -> Self {
+        Self(Mutex::new(new_histogram()))
+    }
+}
+
+impl Latency {
+    /// Records many values under one lock.
+    pub fn record_all(&self, nanos: impl IntoIterator<Item = u64>) {
+        let mut histogram = self.0.lock();
+        for value in nanos {
+            histogram.saturating_record(value);
+        }
+    }
+
+    fn add_to(&self, sum: &mut Histogram<u64>) {
+        sum.add(&*self.0.lock()).expect("all histograms have the same bounds");
+    }
+}
+
+fn new_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1_000, 100_000_000_000, 2).expect("the bounds are constants in order")
+}
+
+/// Adds to a counter that only this core writes.
+pub fn add(counter: &AtomicU64, by: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Relaxed);
+}
+
+/// Sets a counter that only this core writes.
+pub fn set(counter: &AtomicU64, to: u64) {
+    counter.store(to, Ordering::Relaxed);
+}

@@ -1,0 +1,206 @@
+//! How a core finds its replicas at start: every stream that may hold something of its shards is
+//! recovered, for each shard the history with the highest home epoch wins, and the dumps that these
+//! name are read. Nothing is written here.
+
+use crate::boot::{BootRecord, StreamSet, stream_name};
+use crate::disk::{DirEntry, DiskCall, DiskCalls, DiskDone, DiskResult, OpId, OpOwner};
+use crate::dumps::{DUMP_DIR, dump_name, dump_path, dump_shard};
+use crate::seam::Failure;
+use crate::wal::{Recovered, Recovery, RecoveryError};
+use bytes::Bytes;
+use floe_shard::ShardId;
+use floe_shard::output::ShardState;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// One shard as the disk has it.
+pub struct Found {
+    /// What the log says.
+    pub state: ShardState,
+    /// The dump that it names, if it names one.
+    pub dump: Option<Bytes>,
+    /// Whether it comes from another stream than this core's.
+    pub moved: bool,
+}
+
+/// Everything that a core found.
+pub struct FoundAll {
+    /// In order of id.
+    pub shards: Vec<Found>,
+    /// This core's own stream, if it has one already.
+    pub own: Option<Recovered>,
+    /// Dump files of this core's shards that nothing names.
+    pub strays: Vec<String>,
+    /// Lowest replica accepted per shard that is gone for good.
+    pub tombstones: BTreeMap<ShardId, u64>,
+    /// Largest lease promise that any stream knows of.
+    pub promise_ns: u64,
+    /// Frames and bytes replayed, and bytes of torn tails.
+    pub replayed: (u64, u64, u64),
+}
+
+/// A core's start in progress.
+pub struct Start {
+    core: u16,
+    cores: u16,
+    own_stream: u32,
+    running: BTreeMap<u32, Recovery>,
+    recovered: BTreeMap<u32, Recovered>,
+    found: Vec<Found>,
+    loads: BTreeMap<u64, (usize, usize)>,
+    strays: Vec<String>,
+}
+
+impl Start {
+    /// Begins to read. Streams of older sets are read by every core; of the current one, its own.
+    pub fn new(core: u16, cores: u16, record: &Arc<BootRecord>, calls: &mut DiskCalls) -> Self {
+        let own_stream = record.current().first + u32::from(core);
+        let mut streams: Vec<u32> = record.old_sets().iter().flat_map(StreamSet::ids).collect();
+        streams.push(own_stream);
+        let running = streams
+            .into_iter()
+            .map(|stream| {
+                let dir = format!("wal/{}", stream_name(stream)).into();
+                (stream, Recovery::new(dir, stream, record.store_uuid, calls))
+            })
+            .collect();
+        Self {
+            core,
+            cores,
+            own_stream,
+            running,
+            recovered: BTreeMap::new(),
+            found: Vec::new(),
+            loads: BTreeMap::new(),
+            strays: Vec::new(),
+        }
+    }
+
+    /// Takes a call's outcome. `Some` = everything is read.
+    ///
+    /// # Errors
+    /// A stream or dump is damaged or can't be read.
+    pub fn on_disk(
+        &mut self,
+        op: OpId,
+        result: DiskResult,
+        calls: &mut DiskCalls,
+    ) -> Result<Option<FoundAll>, Failure> {
+        match op.owner {
+            OpOwner::Recovery(stream) => self.on_recovery(stream, op.number, result, calls)?,
+            _ => self.on_dump(op.number, result, calls)?,
+        }
+        let reading_streams = !self.running.is_empty();
+        Ok((!reading_streams && self.loads.is_empty()).then(|| self.finish()))
+    }
+
+    fn on_recovery(
+        &mut self,
+        stream: u32,
+        number: u64,
+        result: DiskResult,
+        calls: &mut DiskCalls,
+    ) -> Result<(), Failure> {
+        let recovery = self.running.get_mut(&stream).expect("a completion names a running recovery");
+        if let Some(recovered) = recovery.on_disk(number, result, calls).map_err(|error| explain(&error))? {
+            self.running.remove(&stream);
+            self.recovered.insert(stream, recovered);
+            if self.running.is_empty() {
+                self.choose();
+                self.issue(u64::MAX, (0, 0), DiskCall::List { dir: DUMP_DIR.into() }, calls);
+            }
+        }
+        Ok(())
+    }
+
+    /// The history with the highest home epoch is the newest.
+    fn choose(&mut self) {
+        let mut best: BTreeMap<ShardId, Found> = BTreeMap::new();
+        for (&stream, recovered) in &self.recovered {
+            for (&shard, state) in &recovered.shards {
+                let newer = best.get(&shard).is_none_or(|found| state.home_epoch > found.state.home_epoch);
+                if shard.core(self.cores) == self.core && newer {
+                    let moved = stream != self.own_stream;
+                    best.insert(shard, Found { state: state.clone(), dump: None, moved });
+                }
+            }
+        }
+        self.found = best.into_values().collect();
+    }
+
+    fn on_dump(&mut self, number: u64, result: DiskResult, calls: &mut DiskCalls) -> Result<(), Failure> {
+        let (at, len) = self.loads.remove(&number).expect("a completion names a call in flight");
+        match result.map_err(|error| Failure::Disk(format!("a dump can't be read: {error}")))? {
+            DiskDone::Listed(entries) => self.load_dumps(&entries, calls),
+            DiskDone::Read(bytes) if bytes.len() == len => {
+                self.found[at].dump = Some(bytes);
+                Ok(())
+            }
+            other => panic!("reading a dump of {len} bytes got {other:?}"),
+        }
+    }
+
+    fn load_dumps(&mut self, entries: &[DirEntry], calls: &mut DiskCalls) -> Result<(), Failure> {
+        let mut named = BTreeMap::new();
+        for (at, found) in self.found.iter().enumerate().filter(|(_, found)| found.state.generation > 0) {
+            let state = &found.state;
+            named.insert(dump_name(state.shard, state.replica, state.generation), at);
+        }
+        for entry in entries {
+            match named.remove(&entry.name) {
+                Some(at) => {
+                    let state = &self.found[at].state;
+                    let path = dump_path(state.shard, state.replica, state.generation);
+                    let len = usize::try_from(entry.len).expect("files fit the address space");
+                    self.issue(at as u64, (at, len), DiskCall::Read { path, offset: 0, len }, calls);
+                }
+                None if dump_shard(&entry.name).is_some_and(|shard| shard.core(self.cores) == self.core) => {
+                    self.strays.push(entry.name.clone());
+                }
+                None => {}
+            }
+        }
+        match named.first_key_value() {
+            None => Ok(()),
+            Some((name, &at)) => Err(Failure::Corrupt(format!(
+                "{DUMP_DIR}/{name} is missing, which holds shard {} up to {}: restore the file, or remove this node \
+                 from the cluster and start it with an empty directory under a new id",
+                self.found[at].state.shard, self.found[at].state.flushed
+            ))),
+        }
+    }
+
+    fn issue(&mut self, number: u64, load: (usize, usize), call: DiskCall, calls: &mut DiskCalls) {
+        self.loads.insert(number, load);
+        calls.push((OpId { owner: OpOwner::Store, number }, call));
+    }
+
+    fn finish(&mut self) -> FoundAll {
+        let mut all = FoundAll {
+            shards: std::mem::take(&mut self.found),
+            own: self.recovered.remove(&self.own_stream),
+            strays: std::mem::take(&mut self.strays),
+            tombstones: BTreeMap::new(),
+            promise_ns: 0,
+            replayed: (0, 0, 0),
+        };
+        for recovered in self.recovered.values().chain(&all.own) {
+            all.promise_ns = all.promise_ns.max(recovered.promise_ns);
+            for (&shard, &lowest) in &recovered.tombstones {
+                let known = all.tombstones.entry(shard).or_default();
+                *known = lowest.max(*known);
+            }
+            let (frames, bytes, torn) = all.replayed;
+            all.replayed =
+                (frames + recovered.frames, bytes + recovered.bytes, torn + recovered.torn_bytes);
+        }
+        all
+    }
+}
+
+fn explain(error: &RecoveryError) -> Failure {
+    match error {
+        RecoveryError::Disk(error) => Failure::Disk(format!("the log can't be read: {error}")),
+        other => Failure::Corrupt(other.to_string()),
+    }
+}

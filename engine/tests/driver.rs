@@ -1,0 +1,515 @@
+//! The glommio driver with scripted workers instead of the real one: its sources are compiled into this test,
+//! below a `worker` module of the test's own.
+
+#![allow(dead_code, unused_imports, clippy::unwrap_used)]
+
+use floe::{clock, codec, disk, mailbox, metrics, probe, seam, transport};
+use src::driver;
+
+#[path = "../src"]
+mod src {
+    pub mod driver;
+}
+
+mod worker {
+    use crate::seam::{Effects, Input};
+    use floe_raft::Nanos;
+
+    /// What a test has its core do.
+    pub trait Script {
+        fn start(&mut self, _effects: &mut Effects) {}
+        fn step(&mut self, now: Nanos, inputs: &mut Vec<Input>, effects: &mut Effects);
+        fn deadline(&self) -> Nanos {
+            Nanos::MAX
+        }
+        fn has_work(&self) -> bool {
+            false
+        }
+    }
+
+    /// Stands in for the engine's worker.
+    pub struct Worker(pub Box<dyn Script>);
+
+    impl Worker {
+        pub fn step(&mut self, now: Nanos, inputs: &mut Vec<Input>, effects: &mut Effects) {
+            self.0.step(now, inputs, effects);
+        }
+        pub fn deadline(&self) -> Nanos {
+            self.0.deadline()
+        }
+        pub fn has_work(&self) -> bool {
+            self.0.has_work()
+        }
+    }
+}
+
+#[path = "driver/calls.rs"]
+mod calls;
+
+use bytes::Bytes;
+use calls::{Calls, disk_steps, done, write_call};
+use disk::{BLOCK, DiskCall, DiskDone, DiskErrorKind, OpId, OpOwner};
+use driver::{CoreSetup, spawn};
+use floe_raft::Nanos;
+use floe_shard::peer::{PeerBatch, PeerMessage};
+use floe_shard::request::{Answer, BusyReason, Refusal, Request, RequestId, UnknownReason};
+use floe_shard::{CoreAddr, NodeId, ShardId};
+use mailbox::{Control, Mailbox, Post, Slot};
+use seam::{Effects, Event, Failure, Input};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use transport::{Acceptor, HelloIdentity};
+use worker::{Script, Worker};
+
+/// Generous: only a hang takes so long.
+const GUARD: Duration = Duration::from_secs(30);
+
+struct Node {
+    mailbox: Arc<Mailbox>,
+    events: Receiver<(u16, Event)>,
+    thread: Option<JoinHandle<()>>,
+    acceptor: Option<Acceptor>,
+}
+
+struct Options {
+    node: u64,
+    requests_max: usize,
+    peers: Vec<(NodeId, String)>,
+    listener: Option<TcpListener>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { node: 1, requests_max: 1000, peers: Vec::new(), listener: None }
+    }
+}
+
+fn identity(node: u64) -> HelloIdentity {
+    HelloIdentity { cluster: 5, node: NodeId(node), store_uuid: u128::from(node), boot_epoch: 1, cores: 1 }
+}
+
+fn start(dir: &Path, options: Options, script: impl Script + Send + 'static) -> Node {
+    let mailbox = Arc::new(Mailbox::new(10_000));
+    let (sender, events) = channel();
+    let known = options.peers.iter().map(|(peer, _)| *peer).collect();
+    let setup = CoreSetup {
+        worker: Box::new(move |effects, _now| {
+            let mut script = script;
+            script.start(effects);
+            Worker(Box::new(script))
+        }),
+        me: CoreAddr { node: NodeId(options.node), core: 0 },
+        cores: 1,
+        data_dir: dir.to_owned(),
+        mailbox: mailbox.clone(),
+        siblings: vec![mailbox.clone()],
+        peers: options.peers,
+        identity: Arc::new(OnceLock::from(identity(options.node))),
+        events: sender,
+        metrics: Arc::default(),
+        pin: None,
+        spin_before_park: None,
+        io_memory: None,
+        send_queue_bytes_max: 16 << 20,
+        requests_max: options.requests_max,
+    };
+    let thread = Some(spawn(setup).unwrap());
+    mailbox.control(Control::Connect);
+    let acceptor = options.listener.map(|listener| {
+        Acceptor::start(listener, identity(options.node), known, vec![mailbox.clone()]).unwrap()
+    });
+    Node { mailbox, events, thread, acceptor }
+}
+
+impl Node {
+    /// Waits until the script reports that it is through.
+    fn await_stopped(&mut self) {
+        let until = Instant::now() + GUARD;
+        loop {
+            match self.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok((_, Event::Stopped)) => break,
+                Ok((_, Event::Failed(failure))) => panic!("{failure}"),
+                Ok(_) => {}
+                Err(error) => panic!("the core hangs: {error}"),
+            }
+        }
+        self.thread.take().unwrap().join().unwrap();
+    }
+
+    fn post(&self, request: Request) -> Arc<Slot> {
+        let slot = Slot::new();
+        let post = Post { request, deadline: clock::now() + 1_000_000_000, slot: slot.clone() };
+        assert!(self.mailbox.post(post).is_ok(), "mailbox is full or closed");
+        slot
+    }
+}
+
+fn write_request(command: &'static [u8]) -> Request {
+    Request::Write { shard: ShardId(1), command: Bytes::from_static(command) }
+}
+
+fn op(number: u64) -> OpId {
+    OpId { owner: OpOwner::Wal, number }
+}
+
+fn fill(byte: u8, blocks: usize) -> Box<Bytes> {
+    Box::new(Bytes::from(vec![byte; blocks * BLOCK]))
+}
+
+fn spin(time: Duration) {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        std::hint::spin_loop();
+    }
+}
+
+#[test]
+fn what_is_written_is_read_back_through_create_write_and_rename() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let script = Calls { steps: disk_steps(), at: 0, missing: 0 };
+    start(&dir.path().join("made/by/the/driver"), Options::default(), script).await_stopped();
+}
+
+#[test]
+fn a_file_system_in_memory_works_too() {
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else { return };
+    let script = Calls { steps: disk_steps(), at: 0, missing: 0 };
+    start(dir.path(), Options::default(), script).await_stopped();
+}
+
+fn frame(id: u64) -> seam::OutFrame {
+    let messages = vec![PeerMessage::Answer { id, answer: Answer::Done }];
+    codec::encode(&PeerBatch { messages, ..PeerBatch::default() })
+}
+
+/// Works in every turn, without end; meanwhile writes to disk and plays ping-pong with its peer.
+struct NeverIdle {
+    peer: CoreAddr,
+    serves: bool,
+    rounds: u64,
+    written: u64,
+    heard: u64,
+    goal: u64,
+    finished: bool,
+}
+
+impl Script for NeverIdle {
+    fn start(&mut self, effects: &mut Effects) {
+        let path = "log".into();
+        effects.disk.push((op(0), DiskCall::Create { path, len: 16 * BLOCK as u64 }));
+    }
+    fn step(&mut self, _now: Nanos, inputs: &mut Vec<Input>, effects: &mut Effects) {
+        for input in inputs.drain(..) {
+            match input {
+                Input::Disk { op: OpId { number, .. }, result } => {
+                    assert!(result.is_ok(), "{result:?}");
+                    self.written = number;
+                    let write = write_call("log", (number % 16) as usize, number as u8);
+                    effects.disk.push((op(number + 1), write));
+                }
+                Input::PeerUp { peer, cores } => {
+                    assert_eq!((peer, cores), (self.peer, 1));
+                    if self.serves {
+                        effects.sends.push((peer, frame(1)));
+                    }
+                }
+                Input::Frame { from, body } => {
+                    let batch = codec::decode(body).unwrap();
+                    let PeerMessage::Answer { id, .. } = batch.messages[0] else { panic!("{batch:?}") };
+                    assert!(id > self.heard);
+                    self.heard = id;
+                    effects.sends.push((from, frame(id + 1)));
+                }
+                _ => {}
+            }
+        }
+        spin(Duration::from_micros(20));
+        self.rounds += 1;
+        if self.written > self.goal && self.heard > self.goal && !self.finished {
+            self.finished = true;
+            effects.events.push(Event::Leader { shard: ShardId(self.rounds), leader: None });
+        }
+    }
+    fn has_work(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn disk_and_network_make_progress_beside_a_worker_that_is_never_idle() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let script = |node: u64| NeverIdle {
+        peer: CoreAddr { node: NodeId(3 - node), core: 0 },
+        serves: node == 1,
+        rounds: 0,
+        written: 0,
+        heard: 0,
+        goal: 300,
+        finished: false,
+    };
+    let options = Options { peers: vec![(NodeId(2), address)], ..Options::default() };
+    let one = start(&dir.path().join("1"), options, script(1));
+    let peers = vec![(NodeId(1), String::new())];
+    let options = Options { node: 2, peers, listener: Some(listener), ..Options::default() };
+    let two = start(&dir.path().join("2"), options, script(2));
+    for node in [&one, &two] {
+        let event = node.events.recv_timeout(GUARD).expect("disk or network stand still");
+        assert!(matches!(event.1, Event::Leader { .. }), "{event:?}");
+    }
+    // The threads run on; they end with the process. Nothing else can stop this script.
+    std::mem::forget((one, two, dir));
+}
+
+/// Answers requests; keeps those whose command says so.
+struct Server {
+    down: bool,
+}
+
+impl Script for Server {
+    fn step(&mut self, _now: Nanos, inputs: &mut Vec<Input>, effects: &mut Effects) {
+        for input in inputs.drain(..) {
+            match input {
+                Input::Request { id, request: Request::Write { command, .. }, .. }
+                    if &command[..] != b"keep" =>
+                {
+                    effects.answers.push((id, Answer::Written { version: id.0 }));
+                }
+                Input::PeerDown { .. } => {
+                    effects.events.push(Event::Leader { shard: ShardId(0), leader: None });
+                }
+                Input::Frame { from, body } => {
+                    if let Err(error) = codec::decode(body) {
+                        effects.disconnects.push((from, error.to_string()));
+                    }
+                }
+                Input::Shutdown => effects.events.push(Event::Stopped),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn no_wake_up_from_a_foreign_thread_is_lost() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut node = start(dir.path(), Options::default(), Server { down: false });
+    let (finished, finish) = channel();
+    for thread in 0..6u64 {
+        let mailbox = node.mailbox.clone();
+        let finished = finished.clone();
+        std::thread::spawn(move || {
+            for round in 0..3000 {
+                let slot = Slot::new();
+                let request = write_request(b"answer");
+                assert!(mailbox.post(Post { request, deadline: 0, slot: slot.clone() }).is_ok());
+                assert!(matches!(slot.wait(), Answer::Written { .. }));
+                if (round * 7 + thread) % 97 == 0 {
+                    // Long enough for the core to fall asleep.
+                    std::thread::sleep(Duration::from_micros(300));
+                }
+            }
+            finished.send(()).unwrap();
+        });
+    }
+    for _ in 0..6 {
+        finish.recv_timeout(GUARD).expect("a request was never taken in");
+    }
+    node.mailbox.control(Control::Shutdown);
+    node.await_stopped();
+}
+
+#[test]
+fn everybody_is_answered_when_the_bound_is_reached_and_when_the_core_stops() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let options = Options { requests_max: 3, ..Options::default() };
+    let mut node = start(dir.path(), options, Server { down: false });
+    let kept: Vec<_> = (0..3).map(|_| node.post(write_request(b"keep"))).collect();
+    let busy = node.post(write_request(b"keep")).wait();
+    assert_eq!(busy, Answer::Refused(Refusal::Busy(BusyReason::Requests)));
+    node.mailbox.control(Control::Shutdown);
+    node.await_stopped();
+    for slot in kept {
+        assert_eq!(slot.wait(), Answer::Unknown(UnknownReason::ShuttingDown));
+    }
+    let post = Post { request: write_request(b"late"), deadline: 0, slot: Slot::new() };
+    assert!(node.mailbox.post(post).is_err());
+}
+
+/// Says hello as node 1, by hand.
+fn shake_hands(to: std::net::SocketAddr) -> TcpStream {
+    let mut socket = TcpStream::connect(to).unwrap();
+    socket.set_read_timeout(Some(GUARD)).unwrap();
+    socket.write_all(&identity(1).hello(0, 0).encode()).unwrap();
+    let mut reply = [0; transport::REPLY_LEN];
+    socket.read_exact(&mut reply).unwrap();
+    let reply = transport::HelloReply::parse(&reply).unwrap();
+    assert!(matches!(reply, transport::HelloReply::Accepted(_)), "{reply:?}");
+    socket
+}
+
+fn await_closed(mut socket: TcpStream) {
+    let mut rest = Vec::new();
+    match socket.read_to_end(&mut rest) {
+        Ok(_) => {}
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "still open"),
+    }
+}
+
+#[test]
+fn a_bad_frame_closes_its_connection_and_nothing_else() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let peers = vec![(NodeId(1), String::new())];
+    let options = Options { node: 2, peers, listener: Some(listener), ..Options::default() };
+    let mut node = start(dir.path(), options, Server { down: false });
+    let good = frame(1).parts.concat();
+    for at in [0, 5, 7, 8, 12, 20, 30, good.len() - 1] {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        let mut socket = shake_hands(address);
+        socket.write_all(&[&good[..], &bad[..]].concat()).unwrap();
+        await_closed(socket);
+        let event = node.events.recv_timeout(GUARD).expect("a bad frame must be a disconnect");
+        assert!(matches!(event.1, Event::Leader { .. }), "{event:?}");
+    }
+    // A second connection of the same core replaces the first.
+    let (first, second) = (shake_hands(address), shake_hands(address));
+    await_closed(first);
+    assert!(node.events.recv_timeout(GUARD).is_ok());
+    assert!(matches!(node.post(write_request(b"answer")).wait(), Answer::Written { .. }));
+    node.mailbox.control(Control::Shutdown);
+    node.await_stopped();
+    await_closed(second);
+}
+
+/// Sends many frames of all sizes each way, more than sockets take at once.
+struct Flood {
+    peer: CoreAddr,
+    sent: u64,
+    heard: u64,
+    goal: u64,
+    told: bool,
+}
+
+fn flood_frame(id: u64) -> seam::OutFrame {
+    let len = [3, 100, 5000, 200_000, 0, 70_000][(id % 6) as usize];
+    let data = Bytes::from(vec![id as u8; len]);
+    let from = floe_raft::ReplicaId::new(1).unwrap();
+    let chunk = PeerMessage::DumpChunk { shard: ShardId(1), from, to: from, generation: 1, offset: id, data };
+    codec::encode(&PeerBatch { messages: vec![chunk], ..PeerBatch::default() })
+}
+
+impl Script for Flood {
+    fn step(&mut self, _now: Nanos, inputs: &mut Vec<Input>, effects: &mut Effects) {
+        for input in inputs.drain(..) {
+            match input {
+                Input::PeerUp { .. } => {
+                    for _ in 0..40 {
+                        self.sent += 1;
+                        effects.sends.push((self.peer, flood_frame(self.sent)));
+                    }
+                }
+                Input::Frame { body, .. } => {
+                    let batch = codec::decode(body).unwrap();
+                    let PeerMessage::DumpChunk { offset, data, .. } = &batch.messages[0] else { panic!() };
+                    self.heard += 1;
+                    assert_eq!(*offset, self.heard, "frames of one peer stay in order");
+                    assert!(data.iter().all(|byte| *byte == *offset as u8));
+                    if self.sent < self.goal {
+                        self.sent += 1;
+                        effects.sends.push((self.peer, flood_frame(self.sent)));
+                    }
+                }
+                Input::Shutdown => effects.events.push(Event::Stopped),
+                _ => {}
+            }
+        }
+        if self.heard == self.goal && !self.told {
+            self.told = true;
+            effects.events.push(Event::Leader { shard: ShardId(0), leader: None });
+        }
+    }
+}
+
+#[test]
+fn frames_of_all_sizes_arrive_whole_and_in_order() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let script = |node: u64| Flood {
+        peer: CoreAddr { node: NodeId(3 - node), core: 0 },
+        sent: 0,
+        heard: 0,
+        goal: 2000,
+        told: false,
+    };
+    let options = Options { peers: vec![(NodeId(2), address)], ..Options::default() };
+    let one = start(&dir.path().join("1"), options, script(1));
+    let peers = vec![(NodeId(1), String::new())];
+    let options = Options { node: 2, peers, listener: Some(listener), ..Options::default() };
+    let two = start(&dir.path().join("2"), options, script(2));
+    for node in [&one, &two] {
+        let event = node.events.recv_timeout(GUARD).expect("frames are missing");
+        assert!(matches!(event.1, Event::Leader { .. }), "{event:?}");
+    }
+    for mut node in [one, two] {
+        node.mailbox.control(Control::Shutdown);
+        node.await_stopped();
+    }
+}
+
+/// Panics at the first request.
+struct Panicking;
+
+impl Script for Panicking {
+    fn step(&mut self, _now: Nanos, inputs: &mut Vec<Input>, _effects: &mut Effects) {
+        for input in inputs.drain(..) {
+            assert!(!matches!(input, Input::Request { .. }), "an invariant is broken");
+        }
+    }
+}
+
+const CHILD: &str = "FLOE_TEST_PANICKING_CHILD";
+
+#[test]
+fn a_panic_on_a_core_ends_the_process_with_a_report() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    if std::env::var_os(CHILD).is_some() {
+        let node = start(dir.path(), Options::default(), Panicking);
+        node.post(write_request(b"x")).wait();
+        std::thread::sleep(GUARD);
+        return;
+    }
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "a_panic_on_a_core_ends_the_process_with_a_report", "--nocapture"]);
+    let output = child.env(CHILD, "1").output().unwrap();
+    let report = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(report.contains("an invariant is broken") && report.contains("core n1/c0 panicked"), "{report}");
+}
+
+#[test]
+fn a_stopped_core_keeps_no_descriptors_open() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mine = || {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap();
+        let is_mine = |path: std::path::PathBuf| path.starts_with(dir.path());
+        open.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok())
+            .filter(|to| is_mine(to.clone()))
+            .count()
+    };
+    for _ in 0..5 {
+        let create = DiskCall::Create { path: "log".into(), len: 8 * BLOCK as u64 };
+        let steps = vec![done(vec![create]), done(vec![write_call("log", 0, 1)])];
+        start(dir.path(), Options::default(), Calls { steps, at: 0, missing: 0 }).await_stopped();
+        assert_eq!(mine(), 0);
+    }
+}

@@ -1,0 +1,88 @@
+//! Elections as seen from the one that stands: PreVote, Vote, counting.
+//!
+//! A pre-candidate counts itself at once; a candidate counts itself only when its vote is durable,
+//! like any other vote.
+
+use crate::message::{Body, Message};
+use crate::quorum::{self, VoteResult};
+use crate::raft::{Raft, Role};
+use crate::types::{ReplicaId, Term};
+use crate::writes::Ballot;
+
+/// Answers to a campaign so far; each voter once.
+#[derive(Debug, Default)]
+pub(crate) struct Votes(Vec<(ReplicaId, bool)>);
+
+impl Votes {
+    /// Notes an answer. The first one of a voter counts.
+    fn record(&mut self, from: ReplicaId, granted: bool) {
+        if self.of(from).is_none() {
+            self.0.push((from, granted));
+        }
+    }
+
+    fn of(&self, voter: ReplicaId) -> Option<bool> {
+        self.0.iter().find(|(from, _)| *from == voter).map(|(_, granted)| *granted)
+    }
+}
+
+impl Raft {
+    fn other_voters(&self) -> Vec<ReplicaId> {
+        let is_other_voter = |id: &ReplicaId| *id != self.id && self.membership.is_voter(*id);
+        self.membership.members().into_iter().filter(is_other_voter).collect()
+    }
+
+    /// Asks about the next term without entering it: no state changes, so nothing has to be durable.
+    pub(crate) fn ask_for_pre_votes(&mut self) {
+        let (id, last) = (self.id, self.log.last_mark());
+        for to in self.other_voters() {
+            let body = Body::PreVote { last };
+            self.outbox.messages.push(Message { from: id, to, term: self.term + 1, body });
+        }
+    }
+
+    /// Requests votes in the current term; they leave when our own vote is durable.
+    pub(crate) fn ask_for_votes(&mut self, transfer: bool) {
+        let last = self.log.last_mark();
+        for to in self.other_voters() {
+            self.send(to, Body::Vote { last, transfer });
+        }
+    }
+
+    /// An answer about the next term, or a refusal in ours.
+    pub(crate) fn on_pre_vote_reply(&mut self, from: ReplicaId, term: Term, granted: bool) {
+        let Role::PreCandidate(votes) = &mut self.role else { return };
+        if term != self.term + u64::from(granted) {
+            return;
+        }
+        votes.record(from, granted);
+        let (id, votes) = (self.id, &*votes);
+        let vote = |voter| if voter == id { Some(true) } else { votes.of(voter) };
+        match quorum::vote_result_joint(&self.membership, vote) {
+            VoteResult::Won => self.become_candidate(false),
+            VoteResult::Lost => self.become_follower(self.term, None),
+            VoteResult::Pending => {}
+        }
+    }
+
+    /// An answer in our term.
+    pub(crate) fn on_vote_reply(&mut self, from: ReplicaId, granted: bool) {
+        if let Role::Candidate(votes) = &mut self.role {
+            votes.record(from, granted);
+            self.maybe_win();
+        }
+    }
+
+    /// Counts the votes: called on every answer, and when a ballot became durable.
+    pub(crate) fn maybe_win(&mut self) {
+        let Role::Candidate(votes) = &self.role else { return };
+        let own = Ballot { term: self.term, vote: Some(self.id) };
+        let own_is_durable = self.writes.durable_ballot() == own;
+        let vote = |voter| if voter == self.id { own_is_durable.then_some(true) } else { votes.of(voter) };
+        match quorum::vote_result_joint(&self.membership, vote) {
+            VoteResult::Won if own_is_durable => self.become_leader(),
+            VoteResult::Lost => self.become_follower(self.term, None),
+            VoteResult::Won | VoteResult::Pending => {}
+        }
+    }
+}

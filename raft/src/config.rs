@@ -1,0 +1,106 @@
+//! What can be set of one group, with bounds that are checked once, at construction.
+
+use crate::types::Nanos;
+use std::fmt;
+
+/// Settings of one replica. All replicas of a group may differ: safety never depends on equality.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Lower bound of the randomized election timeout. Default 150 ms.
+    pub election_timeout_min_ns: Nanos,
+    /// Upper bound, exclusive. Default 300 ms. "Election timeout" in any figure means this one.
+    pub election_timeout_max_ns: Nanos,
+    /// How often a leader is heard at the least. Default 30 ms. Must be below half of the election
+    /// timeout's lower bound (`broadcast time << election timeout`, paper §5.6).
+    pub heartbeat_interval_ns: Nanos,
+    /// Payload and overhead bytes of one append message; one entry is always admitted. Default 1 MiB.
+    pub append_bytes_max: usize,
+    /// Append messages in flight to one follower. Default 64.
+    pub inflight_messages_max: usize,
+    /// Bytes in flight to one follower; one message is always admitted. Default 8 MiB.
+    pub inflight_bytes_max: usize,
+    /// Bytes of proposals that are not committed yet; one is always admitted. Default 32 MiB.
+    pub uncommitted_bytes_max: usize,
+    /// Bytes of committed entries handed out in one `Ready`; one entry is always admitted. Default 1 MiB.
+    pub apply_bytes_max: usize,
+    /// Higher priority tends to campaign earlier: the election timeout is the least of
+    /// `priority + 1` draws between the same two bounds. Default 0: all alike.
+    pub priority: u8,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        const MS: Nanos = 1_000_000;
+        Self {
+            election_timeout_min_ns: 150 * MS,
+            election_timeout_max_ns: 300 * MS,
+            heartbeat_interval_ns: 30 * MS,
+            append_bytes_max: 1 << 20,
+            inflight_messages_max: 64,
+            inflight_bytes_max: 8 << 20,
+            uncommitted_bytes_max: 32 << 20,
+            apply_bytes_max: 1 << 20,
+            priority: 0,
+        }
+    }
+}
+
+/// A setting that can't be used, with the bound it breaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The field's name.
+    pub field: &'static str,
+    /// What is wrong and what would be right.
+    pub reason: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.reason)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// Names the first field that breaks its bound.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let fail = |field, reason: String| Err(ConfigError { field, reason });
+        if self.heartbeat_interval_ns == 0 {
+            return fail("heartbeat_interval_ns", "must be above 0".into());
+        }
+        if self.election_timeout_min_ns <= 2 * self.heartbeat_interval_ns {
+            return fail(
+                "election_timeout_min_ns",
+                format!(
+                    "{} must be above twice heartbeat_interval_ns ({}), or one lost heartbeat starts an election",
+                    self.election_timeout_min_ns, self.heartbeat_interval_ns
+                ),
+            );
+        }
+        if self.election_timeout_max_ns <= self.election_timeout_min_ns {
+            return fail(
+                "election_timeout_max_ns",
+                format!(
+                    "{} must be above election_timeout_min_ns ({}), or votes split for ever",
+                    self.election_timeout_max_ns, self.election_timeout_min_ns
+                ),
+            );
+        }
+        for (field, value) in [
+            ("append_bytes_max", self.append_bytes_max),
+            ("inflight_messages_max", self.inflight_messages_max),
+            ("inflight_bytes_max", self.inflight_bytes_max),
+            ("uncommitted_bytes_max", self.uncommitted_bytes_max),
+            ("apply_bytes_max", self.apply_bytes_max),
+        ] {
+            if value == 0 {
+                return fail(field, "must be above 0".into());
+            }
+        }
+        Ok(())
+    }
+}

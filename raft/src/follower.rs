@@ -1,0 +1,295 @@
+//! What a replica does when others lead: vote, take appends, acknowledge, install snapshots.
+
+use crate::message::{Body, FollowerStamp, LeaderStamp, Message};
+use crate::raft::{Installing, Raft, Role};
+use crate::read_index::Forwarded;
+use crate::ready::{ReadState, SnapshotInstall};
+use crate::types::{Entry, Index, Mark, Membership, Nanos, ReplicaId, Term};
+use std::collections::VecDeque;
+
+/// A follower's own data.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    /// The leader of this term, once it was heard.
+    pub(crate) leader: Option<ReplicaId>,
+    /// The log is known to equal the leader's up to here, durable or not. (So it is up to the commit
+    /// index, whatever this says: Leader Completeness.)
+    known: Index,
+    /// What the last acknowledgement said.
+    acked: Index,
+    /// An acknowledgement is due with the next `ready`.
+    pub(crate) ack_owed: bool,
+    /// The newest stamp of the leader; echoed with the next answer.
+    leader_sent_at_ns: Nanos,
+    /// Reads that wait for the leader's answer, oldest first.
+    pub(crate) forwarded: VecDeque<Forwarded>,
+}
+
+impl Follower {
+    /// Follows `leader`, or waits for one.
+    pub(crate) fn new(leader: Option<ReplicaId>) -> Self {
+        Self { leader, known: 0, acked: 0, ack_owed: false, leader_sent_at_ns: 0, forwarded: VecDeque::new() }
+    }
+
+    /// The durable index may have moved: what the leader doesn't know yet is acknowledged.
+    pub(crate) fn log_persisted(&mut self, durable: Index, commit: Index) {
+        let ackable = durable.min(self.known.max(commit));
+        // Until this leader has sent something that matched, there is nothing to acknowledge.
+        if self.leader.is_some() && self.known > 0 && ackable > self.acked {
+            self.ack_owed = true;
+        }
+    }
+
+    /// When the oldest forwarded read is given up.
+    pub(crate) fn reads_deadline(&self) -> Nanos {
+        self.forwarded.front().map_or(Nanos::MAX, |read| read.drop_at)
+    }
+
+    /// Gives up the reads that got no answer in time.
+    pub(crate) fn drop_overdue_reads(&mut self, now: Nanos, dropped: &mut Vec<u64>) {
+        while let Some(read) = self.forwarded.pop_front_if(|read| read.drop_at <= now) {
+            dropped.push(read.context);
+        }
+    }
+}
+
+impl Raft {
+    // --- votes
+
+    /// Whether the log that ends at `last` may win our vote (paper §5.4.1).
+    fn is_up_to_date(&self, last: Mark) -> bool {
+        last >= self.log.last_mark()
+    }
+
+    /// Whether a vote in the current term is still to be had by `candidate`.
+    fn is_vote_free_for(&self, candidate: ReplicaId) -> bool {
+        self.vote == Some(candidate) || (self.vote.is_none() && self.leader().is_none())
+    }
+
+    /// `term` is the one the sender would campaign in. Changes nothing here (thesis §9.6).
+    pub(crate) fn on_pre_vote(&mut self, from: ReplicaId, term: Term, last: Mark) {
+        let would_vote = term > self.term || self.is_vote_free_for(from);
+        if would_vote && self.is_up_to_date(last) {
+            let body = Body::PreVoteReply { granted: true };
+            self.outbox.messages.push(Message { from: self.id, to: from, term, body });
+        } else {
+            self.send(from, Body::PreVoteReply { granted: false });
+        }
+    }
+
+    /// RequestVote (paper §5.2). The reply waits until the vote is durable.
+    pub(crate) fn on_vote(&mut self, from: ReplicaId, last: Mark) {
+        let granted = self.is_vote_free_for(from) && self.is_up_to_date(last);
+        if granted {
+            if matches!(self.role, Role::PreCandidate(_)) {
+                self.become_follower(self.term, None);
+            }
+            self.vote = Some(from);
+            self.timer.restart(self.now);
+        }
+        self.send(from, Body::VoteReply { granted });
+    }
+
+    // --- following
+
+    /// A message that only the leader of the term sends came from `from`. `None` if that can't be (a
+    /// term has one leader): then it is dropped.
+    fn follow(&mut self, from: ReplicaId, stamp: LeaderStamp) -> Option<&mut Follower> {
+        match &self.role {
+            Role::Leader(_) => return None,
+            Role::Follower(Follower { leader: Some(leader), .. }) if *leader != from => return None,
+            Role::Follower(Follower { leader: Some(_), .. }) => {}
+            _ => self.become_follower(self.term, Some(from)),
+        }
+        self.timer.restart(self.now);
+        self.leader_heard_at = Some(self.now);
+        let Role::Follower(follower) = &mut self.role else {
+            unreachable!("{}: follows {from} in term {}", self.id, self.term)
+        };
+        follower.leader_sent_at_ns = follower.leader_sent_at_ns.max(stamp.sent_at_ns);
+        Some(follower)
+    }
+
+    /// The stamp of an answer to a message that was sent at `echo_ns`. No promise is made: leases are
+    /// not implemented yet.
+    pub(crate) fn follower_stamp(&self, echo_ns: Nanos) -> FollowerStamp {
+        FollowerStamp { echo_ns, promise_ns: 0, stamp_ns: self.now }
+    }
+
+    /// AppendEntries (paper §5.3).
+    pub(crate) fn on_append(
+        &mut self,
+        from: ReplicaId,
+        prev: Mark,
+        commit: Index,
+        entries: Vec<Entry>,
+        stamp: LeaderStamp,
+    ) {
+        if !is_well_formed(prev, &entries, self.term)
+            || self.follow(from, stamp).is_none()
+            || self.installing.is_some()
+        {
+            return;
+        }
+        let matched = prev.index + entries.len() as u64;
+        let base = self.log.base();
+        if prev.index >= base.index && !self.log.contains(prev) {
+            let hint = self.log.last_not_above(prev.index, prev.term).unwrap_or(base);
+            let stamp = self.follower_stamp(stamp.sent_at_ns);
+            return self.send(from, Body::AppendRejected { prev, hint, stamp });
+        }
+        self.take_entries(entries);
+        self.note_match(matched);
+        self.commit_to(commit.min(matched));
+    }
+
+    /// Appends what the log doesn't hold yet, replacing whatever conflicts.
+    fn take_entries(&mut self, entries: Vec<Entry>) {
+        for entry in entries {
+            let Mark { term, index } = entry.mark;
+            match self.log.term_at(index) {
+                Some(held) if held == term => continue,
+                None if index <= self.log.base().index => continue,
+                Some(held) => self.cut_conflict(index, held, term),
+                None => {}
+            }
+            self.log.push(entry);
+        }
+    }
+
+    /// The leader's log differs from `index` on.
+    fn cut_conflict(&mut self, index: Index, held: Term, term: Term) {
+        assert!(
+            index > self.commit,
+            "{}: term {}'s leader has {} where {} is committed (commit {})",
+            self.id,
+            self.term,
+            Mark::new(term, index),
+            Mark::new(held, index),
+            self.commit
+        );
+        self.log.truncate_from(index);
+        self.writes.truncated(index);
+    }
+
+    /// The log equals the leader's up to `matched`. What is durable already is acknowledged at once
+    /// (the ack of a resent append may have got lost); the rest when it is persisted.
+    fn note_match(&mut self, matched: Index) {
+        let (durable, commit) = (self.writes.durable(), self.commit);
+        // A snapshot may come into place when the leader that sent it leads no more.
+        let Role::Follower(follower @ Follower { leader: Some(_), .. }) = &mut self.role else { return };
+        follower.known = follower.known.max(matched).max(commit);
+        follower.ack_owed |= durable >= matched;
+    }
+
+    /// Puts the acknowledgement that is owed, if any: one for all appends since the last.
+    pub(crate) fn emit_ack(&mut self) {
+        let (durable, commit) = (self.writes.durable(), self.commit);
+        let Role::Follower(follower) = &mut self.role else { return };
+        let Some(leader) = follower.leader.filter(|_| follower.ack_owed) else { return };
+        let matched = durable.min(follower.known.max(commit));
+        follower.ack_owed = false;
+        follower.acked = matched;
+        let echo_ns = follower.leader_sent_at_ns;
+        let stamp = self.follower_stamp(echo_ns);
+        self.send(leader, Body::AppendAccepted { matched, stamp });
+    }
+
+    /// The leader lives. Its `commit` is never above what it knows to be durable here, so it needs
+    /// no check of the log; the bound only guards against a replica that lost its log.
+    pub(crate) fn on_heartbeat(
+        &mut self,
+        from: ReplicaId,
+        commit: Index,
+        read_round: u64,
+        stamp: LeaderStamp,
+    ) {
+        if self.follow(from, stamp).is_none() {
+            return;
+        }
+        if self.installing.is_none() {
+            self.commit_to(commit.min(self.writes.durable()));
+        }
+        let stamp = self.follower_stamp(stamp.sent_at_ns);
+        self.send(from, Body::HeartbeatReply { read_round, stamp });
+    }
+
+    /// The leader hands over (thesis §3.10): campaign at once, without PreVote.
+    pub(crate) fn on_timeout_now(&mut self, from: ReplicaId) {
+        let follows = matches!(&self.role, Role::Follower(follower) if follower.leader == Some(from));
+        if follows && self.membership.is_voter(self.id) && self.installing.is_none() {
+            self.become_candidate(true);
+        }
+    }
+
+    /// The leader's answer to a forwarded read.
+    pub(crate) fn on_read_index_reply(&mut self, from: ReplicaId, context: u64, index: Index) {
+        let Role::Follower(follower) = &mut self.role else { return };
+        let asked = follower.forwarded.iter().position(|read| read.context == context);
+        if let (Some(at), true) = (asked, follower.leader == Some(from)) {
+            follower.forwarded.remove(at);
+            self.outbox.reads.push(ReadState { context, index });
+        }
+    }
+
+    // --- snapshots
+
+    /// A state at `mark` is staged here (paper §7). Until it is in place the log doesn't change:
+    /// appends are dropped, and the leader sends them again.
+    pub(crate) fn on_install_snapshot(
+        &mut self,
+        from: ReplicaId,
+        mark: Mark,
+        membership: Membership,
+        stamp: LeaderStamp,
+    ) {
+        if mark.term > self.term || self.follow(from, stamp).is_none() || self.installing.is_some() {
+            return;
+        }
+        if mark.index <= self.commit {
+            let durable_commit = self.commit.min(self.writes.durable());
+            return self.note_match(durable_commit);
+        }
+        let keep_suffix = self.log.contains(mark);
+        if !keep_suffix {
+            // What is in flight will be gone by the time the snapshot is in place.
+            self.writes.truncated(self.commit.max(self.log.base().index) + 1);
+        }
+        let install = SnapshotInstall { mark, membership, keep_suffix };
+        self.installing = Some(Installing { install, handed: false });
+    }
+
+    /// The snapshot that was handed out is in place and durable.
+    ///
+    /// # Panics
+    /// If no snapshot at `mark` was handed out.
+    pub fn snapshot_installed(&mut self, mark: Mark) {
+        let Some(Installing { install, handed: true }) = self.installing.take() else {
+            panic!("{}: no snapshot was handed out, but {mark} was installed", self.id);
+        };
+        assert!(install.mark == mark, "{}: {mark} was installed, not {}", self.id, install.mark);
+        assert!(mark.index > self.commit, "{}: {mark} is behind commit {}", self.id, self.commit);
+        if install.keep_suffix {
+            self.log.compact(mark.index);
+        } else {
+            self.log.reset(mark);
+        }
+        self.writes.installed(mark.index, !install.keep_suffix);
+        (self.commit, self.applied, self.applying) = (mark.index, mark.index, mark.index);
+        self.membership = install.membership;
+        self.timer.restart(self.now);
+        self.note_match(mark.index);
+    }
+}
+
+/// Whether entries are contiguous from `prev` and their terms never fall nor exceed the leader's.
+fn is_well_formed(prev: Mark, entries: &[Entry], term: Term) -> bool {
+    let mut last = prev;
+    for entry in entries {
+        if entry.mark.index != last.index + 1 || entry.mark.term < last.term {
+            return false;
+        }
+        last = entry.mark;
+    }
+    last.term <= term
+}

@@ -1,0 +1,454 @@
+//! What a leader does: feed followers, commit, confirm reads, hand over, step down.
+//!
+//! Appends are built in [`Leader::flush`], called by `ready`, never when something is proposed: so
+//! everything proposed since the last `ready` leaves as one append per follower.
+
+use crate::config::Config;
+use crate::error::Refused;
+use crate::log::Log;
+use crate::message::{Body, FollowerStamp, LeaderStamp};
+use crate::output::Outbox;
+use crate::planted::{self, Planted};
+use crate::progress::{Feed, FeedState, Progress};
+use crate::quorum;
+use crate::raft::{Raft, Role};
+use crate::read_index::{Asked, Reads};
+use crate::ready::ReadState;
+use crate::types::{Entry, EntryKind, Index, Mark, Membership, Nanos, ReplicaId, Term};
+
+/// What a leader's functions see of the replica.
+pub(crate) struct View<'a> {
+    pub(crate) id: ReplicaId,
+    pub(crate) term: Term,
+    pub(crate) now: Nanos,
+    pub(crate) commit: Index,
+    pub(crate) log: &'a Log,
+    pub(crate) config: &'a Config,
+    pub(crate) membership: &'a Membership,
+}
+
+/// Leadership that is being handed over.
+#[derive(Debug)]
+struct Transfer {
+    to: ReplicaId,
+    /// When it is given up.
+    abort_at: Nanos,
+    /// TimeoutNow has left.
+    told: bool,
+}
+
+/// A leader's own data.
+#[derive(Debug)]
+pub(crate) struct Leader {
+    /// Everybody else, in order of id.
+    pub(crate) peers: Vec<Progress>,
+    pub(crate) reads: Reads,
+    /// Index of the first entry of this term. Committed = this leader knows what is committed.
+    term_start: Index,
+    transfer: Option<Transfer>,
+    /// When CheckQuorum is due; it may then turn out to be due later.
+    check_quorum_at: Nanos,
+    /// Sizes of the proposals that are not committed yet.
+    uncommitted_bytes: usize,
+    /// `flush` may have something to do.
+    pub(crate) needs_flush: bool,
+}
+
+impl Leader {
+    /// A leader whose first entry is about to be appended.
+    pub(crate) fn new(view: &View<'_>) -> Self {
+        let next = view.log.last_index() + 1;
+        let others = view.membership.members().into_iter().filter(|id| *id != view.id);
+        let inherited = view.log.slice(view.commit + 1, next, usize::MAX);
+        Self {
+            peers: others.map(|id| Progress::new(id, next, view.now)).collect(),
+            reads: Reads::default(),
+            term_start: next,
+            transfer: None,
+            check_quorum_at: view.now.saturating_add(view.config.election_timeout_max_ns),
+            uncommitted_bytes: inherited.map(proposal_size).sum(),
+            needs_flush: true,
+        }
+    }
+
+    /// Admits a proposal to the log, or says why not.
+    pub(crate) fn admit(&mut self, entry: &Entry, config: &Config) -> Result<(), Refused> {
+        if let Some(transfer) = &self.transfer {
+            return Err(Refused::TransferInProgress { target: transfer.to });
+        }
+        let size = proposal_size(entry);
+        if self.uncommitted_bytes > 0 && self.uncommitted_bytes + size > config.uncommitted_bytes_max {
+            return Err(Refused::TooManyUncommittedBytes);
+        }
+        self.uncommitted_bytes += size;
+        self.needs_flush = true;
+        Ok(())
+    }
+
+    /// Takes a read into the next round.
+    pub(crate) fn ask_read(&mut self, asked: Asked) {
+        self.reads.ask(asked);
+        self.needs_flush = true;
+    }
+
+    /// When a tick is due.
+    pub(crate) fn deadline(&self) -> Nanos {
+        let abort_at = self.transfer.as_ref().map_or(Nanos::MAX, |transfer| transfer.abort_at);
+        self.check_quorum_at.min(abort_at)
+    }
+
+    fn peer(&mut self, id: ReplicaId) -> Option<&mut Progress> {
+        self.peers.iter_mut().find(|peer| peer.id == id)
+    }
+
+    /// What a quorum has reached, each peer's part given by `of`, ours by `own`.
+    fn quorum_of(&self, view: &View<'_>, own: u64, of: impl Fn(&Progress) -> u64) -> u64 {
+        quorum::committed_index_joint(view.membership, |id| {
+            if id == view.id {
+                return own;
+            }
+            self.peers.iter().find(|peer| peer.id == id).map_or(0, &of)
+        })
+    }
+
+    /// Sends everything that is due to everybody.
+    pub(crate) fn flush(&mut self, view: &View<'_>, outbox: &mut Outbox) {
+        self.needs_flush = false;
+        self.maybe_begin_read_round(view, outbox);
+        for peer in &mut self.peers {
+            match peer.feed {
+                Feed::Probe { .. } => feed_probe(peer, view, outbox),
+                Feed::Replicate { .. } => feed_replicate(peer, view, outbox),
+                Feed::Snapshot => {}
+            }
+        }
+        self.maybe_tell_successor(view, outbox);
+    }
+
+    /// One round for everybody who waits, once an entry of this term is committed.
+    fn maybe_begin_read_round(&mut self, view: &View<'_>, outbox: &mut Outbox) {
+        if !self.reads.is_waiting() || view.commit < self.term_start {
+            return;
+        }
+        self.reads.begin_round(view.commit);
+        let round = self.reads.pending_round();
+        for peer in self.peers.iter_mut().filter(|peer| view.membership.is_voter(peer.id)) {
+            send_heartbeat(peer, round, view, outbox);
+        }
+        self.confirm_reads(view, outbox);
+    }
+
+    /// Answers the rounds that a quorum has confirmed.
+    fn confirm_reads(&mut self, view: &View<'_>, outbox: &mut Outbox) {
+        let confirmed = self.quorum_of(view, self.reads.newest_round(), |peer| peer.read_round);
+        while let Some(round) = self.reads.pop_confirmed(confirmed) {
+            for Asked { context, from } in round.asked {
+                let index = round.index;
+                match from {
+                    None => outbox.reads.push(ReadState { context, index }),
+                    Some(to) => outbox.send(view, to, Body::ReadIndexReply { context, index }),
+                }
+            }
+        }
+    }
+
+    /// CheckQuorum (thesis §6.2) and the end of a transfer. Returns whether leadership is lost.
+    fn tick(&mut self, view: &View<'_>) -> bool {
+        let heard_at = self.quorum_of(view, view.now, |peer| peer.heard_at);
+        self.check_quorum_at = heard_at.saturating_add(view.config.election_timeout_max_ns);
+        self.transfer.take_if(|transfer| transfer.abort_at <= view.now);
+        self.check_quorum_at <= view.now
+    }
+
+    /// The new commit index, if it rises: what a quorum holds durably, but only through an entry of
+    /// this term (paper §5.4.2).
+    fn newly_committed(&mut self, view: &View<'_>, durable: Index) -> Option<Index> {
+        let held = self.quorum_of(view, durable, |peer| peer.matched);
+        let is_own_term = held >= self.term_start || planted::is(Planted::OldTermCommitCounted);
+        if held <= view.commit || !is_own_term {
+            return None;
+        }
+        let newly = view.log.slice(view.commit + 1, held, usize::MAX);
+        self.uncommitted_bytes -= newly.map(proposal_size).sum::<usize>();
+        self.needs_flush = true;
+        Some(held)
+    }
+
+    /// TimeoutNow, as soon as the successor holds the whole log durably.
+    fn maybe_tell_successor(&mut self, view: &View<'_>, outbox: &mut Outbox) {
+        let Some(Transfer { to, told: false, .. }) = self.transfer else { return };
+        let last = view.log.last_index();
+        if self.peer(to).is_some_and(|peer| peer.matched == last) {
+            outbox.send(view, to, Body::TimeoutNow);
+            self.transfer.iter_mut().for_each(|transfer| transfer.told = true);
+        }
+    }
+}
+
+/// What an entry counts for in the bound on uncommitted bytes. A leader's own entry is free, so that
+/// it can't be what keeps the first proposal out.
+fn proposal_size(entry: &Entry) -> usize {
+    if entry.kind == EntryKind::Noop { 0 } else { entry.size() }
+}
+
+fn stamp_for(peer: &Progress, view: &View<'_>) -> LeaderStamp {
+    LeaderStamp { sent_at_ns: view.now, echo_ns: peer.stamp_ns }
+}
+
+fn send_heartbeat(peer: &mut Progress, read_round: u64, view: &View<'_>, outbox: &mut Outbox) {
+    let commit = view.commit.min(peer.matched);
+    peer.told_commit = peer.told_commit.max(commit);
+    peer.sent_at = view.now;
+    outbox.send(view, peer.id, Body::Heartbeat { commit, read_round, stamp: stamp_for(peer, view) });
+}
+
+/// Sends entries from `peer.next` on, at most `max_bytes` of them (`None` = no entries). Returns the
+/// last index sent and the bytes; `None` if the entry before is no longer in the log.
+fn send_append(
+    peer: &mut Progress,
+    max_bytes: Option<usize>,
+    view: &View<'_>,
+    outbox: &mut Outbox,
+) -> Option<(Index, usize)> {
+    let prev = Mark::new(view.log.term_at(peer.next - 1)?, peer.next - 1);
+    let to = if max_bytes.is_some() { view.log.last_index() } else { prev.index };
+    let slice = view.log.slice(peer.next, to, max_bytes.unwrap_or(0));
+    let mut entries = Vec::with_capacity(slice.len());
+    entries.extend(slice.cloned());
+    let sent = (prev.index + entries.len() as u64, entries.iter().map(Entry::size).sum());
+    peer.told_commit = view.commit;
+    peer.sent_at = view.now;
+    let stamp = stamp_for(peer, view);
+    outbox.send(view, peer.id, Body::Append { prev, commit: view.commit, entries, stamp });
+    Some(sent)
+}
+
+/// Sends one append, or asks for a snapshot, if nothing is outstanding.
+fn feed_probe(peer: &mut Progress, view: &View<'_>, outbox: &mut Outbox) {
+    let Feed::Probe { sent_at: None, bare } = peer.feed else { return };
+    let max_bytes = (!bare).then_some(view.config.append_bytes_max);
+    if send_append(peer, max_bytes, view, outbox).is_some() {
+        peer.feed = Feed::Probe { sent_at: Some(view.now), bare };
+    } else if is_worth_a_snapshot(peer, view) {
+        peer.become_snapshot();
+        outbox.snapshots_needed.push(peer.id);
+    }
+}
+
+/// A transfer is expensive: not to a replica that is silent, nor right after one that failed.
+fn is_worth_a_snapshot(peer: &Progress, view: &View<'_>) -> bool {
+    let silent_at = peer.heard_at.saturating_add(view.config.election_timeout_max_ns);
+    view.now >= peer.snapshot_not_before && view.now < silent_at
+}
+
+/// Sends all there is, within the window; else news of the commit index, if there is any.
+fn feed_replicate(peer: &mut Progress, view: &View<'_>, outbox: &mut Outbox) {
+    let mut sent = false;
+    loop {
+        let Feed::Replicate { window, nudge, .. } = &mut peer.feed else { return };
+        let room = !window.is_full(view.config);
+        let has_entries = room && peer.next <= view.log.last_index();
+        let has_news = room && peer.told_commit < view.commit;
+        if !has_entries && (sent || !(has_news || *nudge)) {
+            return;
+        }
+        *nudge = false;
+        let max_bytes = has_entries.then_some(view.config.append_bytes_max);
+        let Some((last, bytes)) = send_append(peer, max_bytes, view, outbox) else {
+            peer.become_probe(peer.next);
+            return feed_probe(peer, view, outbox);
+        };
+        sent = true;
+        if has_entries {
+            peer.sent_entries(last, bytes, view.now);
+        }
+    }
+}
+
+impl Raft {
+    /// The leader's part of a tick.
+    pub(crate) fn tick_leader(&mut self) {
+        let is_deposed = self.with_leader(|leader, view, _| leader.tick(view));
+        if is_deposed {
+            self.become_follower(self.term, None);
+        }
+    }
+
+    /// Emits a heartbeat to every follower to which nothing was sent for a heartbeat interval, or of
+    /// which a read round waits. The layer above calls it once per interval for all groups; does
+    /// nothing unless this replica leads.
+    pub fn beat(&mut self, now: Nanos) {
+        self.advance_clock(now);
+        self.with_leader(|leader, view, outbox| {
+            let round = leader.reads.pending_round();
+            for peer in &mut leader.peers {
+                let idle_ns = view.now.saturating_sub(peer.sent_at);
+                let is_asked = peer.read_round < round && view.membership.is_voter(peer.id);
+                if is_asked || idle_ns >= view.config.heartbeat_interval_ns {
+                    send_heartbeat(peer, round, view, outbox);
+                }
+                // Waits for the end of a back-off, or for a sign of life.
+                leader.needs_flush |= matches!(peer.feed, Feed::Probe { sent_at: None, .. });
+            }
+        });
+    }
+
+    /// Hands leadership to `to`: proposals stop, `to` catches up, TimeoutNow, and it campaigns at once
+    /// (thesis §3.10). Given up after an election timeout.
+    ///
+    /// # Errors
+    /// Nothing was done: not the leader, another transfer runs, or `to` isn't another voter.
+    pub fn transfer_leadership(&mut self, now: Nanos, to: ReplicaId) -> Result<(), Refused> {
+        self.advance_clock(now);
+        let hint = self.leader();
+        let may_lead = to != self.id && self.membership.is_voter(to);
+        let Role::Leader(leader) = &mut self.role else {
+            return Err(Refused::NotLeader { leader: hint });
+        };
+        if !may_lead {
+            return Err(Refused::NotAVoter);
+        }
+        match &leader.transfer {
+            Some(transfer) if transfer.to == to => return Ok(()),
+            Some(transfer) => return Err(Refused::TransferInProgress { target: transfer.to }),
+            None => {}
+        }
+        let abort_at = self.now.saturating_add(self.config.election_timeout_max_ns);
+        leader.transfer = Some(Transfer { to, abort_at, told: false });
+        leader.needs_flush = true;
+        Ok(())
+    }
+
+    /// Messages to `peer` may have got lost: goes back to one append at a time.
+    pub fn report_unreachable(&mut self, peer: ReplicaId) {
+        self.with_leader(|leader, _, _| {
+            if let Some(peer) = leader.peer(peer)
+                && peer.feed_state() == FeedState::Replicate
+            {
+                peer.become_probe(peer.matched + 1);
+                leader.needs_flush = true;
+            }
+        });
+    }
+
+    /// The transfer asked for in [`crate::Ready::snapshots_needed`] has ended. A failed one is asked
+    /// for again after a back-off of the minimum election timeout.
+    pub fn report_snapshot(&mut self, peer: ReplicaId, delivered: bool) {
+        self.with_leader(|leader, view, _| {
+            let Some(peer) = leader.peer(peer).filter(|peer| peer.feed_state() == FeedState::Snapshot) else {
+                return;
+            };
+            if delivered {
+                peer.become_probe(peer.matched.max(view.log.base().index) + 1);
+            } else {
+                peer.become_probe(peer.matched + 1);
+                peer.snapshot_not_before = view.now.saturating_add(view.config.election_timeout_min_ns);
+            }
+            leader.needs_flush = delivered;
+        });
+    }
+
+    /// The lowest index that any follower is known to hold, of those that are fed from the log (not by
+    /// a snapshot): compacting up to here costs nobody a snapshot. `None` unless this replica leads;
+    /// its own durable index if there is nobody else.
+    pub fn min_matched(&self) -> Option<Index> {
+        let Role::Leader(leader) = &self.role else { return None };
+        let fed = leader.peers.iter().filter(|peer| peer.feed_state() != FeedState::Snapshot);
+        Some(fed.map(|peer| peer.matched).min().unwrap_or(self.writes.durable()))
+    }
+
+    /// The target of the transfer that runs, if any.
+    pub(crate) fn transfer_target(&self) -> Option<ReplicaId> {
+        match &self.role {
+            Role::Leader(leader) => leader.transfer.as_ref().map(|transfer| transfer.to),
+            _ => None,
+        }
+    }
+
+    /// Runs `act` if this replica leads.
+    pub(crate) fn with_leader<T: Default>(
+        &mut self,
+        act: impl FnOnce(&mut Leader, &View<'_>, &mut Outbox) -> T,
+    ) -> T {
+        let Role::Leader(leader) = &mut self.role else { return T::default() };
+        let view = View {
+            id: self.id,
+            term: self.term,
+            now: self.now,
+            commit: self.commit,
+            log: &self.log,
+            config: &self.config,
+            membership: &self.membership,
+        };
+        act(leader, &view, &mut self.outbox)
+    }
+
+    /// Commits what a quorum holds durably; the leader counts itself like anybody else.
+    pub(crate) fn maybe_commit(&mut self) {
+        let durable = self.writes.durable();
+        let commit = self.with_leader(|leader, view, _| leader.newly_committed(view, durable));
+        self.commit_to(commit.unwrap_or(self.commit));
+    }
+
+    /// A follower answered in our term.
+    fn heard(&mut self, from: ReplicaId, stamp: FollowerStamp) -> Option<&mut Progress> {
+        let now = self.now;
+        let Role::Leader(leader) = &mut self.role else { return None };
+        let peer = leader.peer(from)?;
+        peer.heard_at = now;
+        peer.stamp_ns = peer.stamp_ns.max(stamp.stamp_ns);
+        Some(peer)
+    }
+
+    /// A follower's log equals ours up to `matched`, durably.
+    pub(crate) fn on_append_accepted(&mut self, from: ReplicaId, matched: Index, stamp: FollowerStamp) {
+        let (now, first, last) = (self.now, self.log.first_index(), self.log.last_index());
+        let Some(peer) = self.heard(from, stamp).filter(|_| matched <= last) else { return };
+        let state = peer.feed_state();
+        let advanced = peer.accepted(matched, first, now);
+        let has_more = peer.next <= last || peer.feed_state() != state;
+        self.with_leader(|leader, _, _| leader.needs_flush |= has_more || leader.transfer.is_some());
+        if advanced {
+            self.maybe_commit();
+        }
+    }
+
+    /// A follower doesn't hold `prev`: steps back to where the logs may agree. Both sides skip a
+    /// whole term per round trip (paper §5.3).
+    pub(crate) fn on_append_rejected(
+        &mut self,
+        from: ReplicaId,
+        prev: Mark,
+        hint: Mark,
+        stamp: FollowerStamp,
+    ) {
+        let base = self.log.base();
+        let agree = self.log.last_not_above(hint.index, hint.term);
+        let Some(peer) = self.heard(from, stamp).filter(|peer| peer.rejection_is_current(prev.index)) else {
+            return;
+        };
+        // No common mark in memory: at the base's index nothing can be sent, so a snapshot is due.
+        let next = agree.map_or(hint.index.min(base.index.saturating_sub(1)), |mark| mark.index) + 1;
+        peer.become_probe(next.min(prev.index).max(peer.matched + 1));
+        self.with_leader(|leader, _, _| leader.needs_flush = true);
+    }
+
+    /// A follower lives, and confirms a read round.
+    pub(crate) fn on_heartbeat_reply(&mut self, from: ReplicaId, read_round: u64, stamp: FollowerStamp) {
+        let (now, patience) = (self.now, 2 * self.config.heartbeat_interval_ns);
+        let Some(peer) = self.heard(from, stamp) else { return };
+        peer.read_round = peer.read_round.max(read_round);
+        let needs_flush = peer.alive(now, patience);
+        self.with_leader(|leader, view, outbox| {
+            leader.needs_flush |= needs_flush;
+            leader.confirm_reads(view, outbox);
+        });
+    }
+
+    /// A follower forwards a read.
+    pub(crate) fn on_read_index(&mut self, from: ReplicaId, context: u64) {
+        if let Role::Leader(leader) = &mut self.role {
+            leader.ask_read(Asked { context, from: Some(from) });
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! One Raft group as a pure state machine: no I/O, clock, threads, randomness of its own or codec.
+//!
+//! # What Raft does, and where it is here
+//!
+//! A group of replicas holds copies of one log; what is committed in it is never lost or changed, as
+//! long as a majority keeps its disks. Time is cut into *terms* with at most one leader each; only
+//! the leader appends, and it never overwrites its own log. Five properties carry the argument
+//! (Ongaro & Ousterhout, *In Search of an Understandable Consensus Algorithm*, extended version 2014,
+//! Figure 3; *thesis* below is Ongaro's of 2014):
+//!
+//! - **Election Safety**, one leader per term (§5.2): a replica votes once per term
+//!   (`follower.rs`, `Raft::on_vote`), and neither a vote nor a request for one leaves before it is
+//!   durable (`output.rs`, `Raft::put_messages`). A candidate counts its own vote like anybody
+//!   else's, when it is durable (`candidate.rs`, `Raft::maybe_win`).
+//! - **Leader Append-Only** (§5.3): only `Raft::cut_conflict` cuts a log, and only a follower runs it.
+//! - **Log Matching** (§5.3): an append names the mark right before its entries; who doesn't hold
+//!   that refuses with a hint (`Raft::on_append`), and both sides skip a whole term per round trip
+//!   (`Log::last_not_above`, `Raft::on_append_rejected`).
+//! - **Leader Completeness** (§5.4): votes go only to logs at least as up to date
+//!   (`Raft::is_up_to_date`), and counting replicas commits nothing but through an entry of the
+//!   leader's own term (Figure 8; `Leader::newly_committed`), which is why a term begins with an
+//!   entry of its own (`Raft::become_leader`; §8).
+//! - **State Machine Safety** (§5.4.3) follows.
+//!
+//! For liveness, with both PreVote and CheckQuorum always on (Howard & Abraham 2020): randomized
+//! timeouts (`timer.rs`; §5.2), PreVote (`Raft::on_pre_vote`; thesis §9.6), leader stickiness
+//! (`Raft::meet_term`; thesis §4.2.3) and CheckQuorum (`Leader::tick`; thesis §6.2), so a replica that
+//! was cut off raises nobody's term when it comes back, and a leader that was cut off stops leading.
+//!
+//! On top of that: pipelined appends within a window (`progress.rs`; thesis §10.2.1), ReadIndex
+//! (`read_index.rs`; thesis §6.4), leadership transfer (`Leader::maybe_tell_successor`; thesis
+//! §3.10), and handing over to a snapshot transfer that the layer above runs
+//! (`Raft::on_install_snapshot`; §7).
+//!
+//! # Durability is asynchronous
+//!
+//! The leader sends entries before its own disk has them and counts itself only up to its durable
+//! index; a follower acknowledges what is durable *and* known to match. Many writes may be in flight,
+//! and one index may be rewritten meanwhile: `writes.rs` says what a completed write vouches for.
+//!
+//! # How to drive it
+//!
+//! Feed inputs ([`Raft::step`], [`Raft::propose`], [`Raft::tick`], ...), then take one [`Ready`] for
+//! all of them, do what it says in the order that [`Ready`] documents, and report back. Batching
+//! comes from asking late: everything proposed between two calls leaves as one append per follower.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use floe_raft::*;
+//!
+//! let id = ReplicaId::new(1).expect("not 0");
+//! let restored = Restored {
+//!     hard_state: HardState::default(),
+//!     snapshot: Mark::ZERO,
+//!     membership: Membership::of_voters([id]),
+//!     entries: Vec::new(),
+//!     applied: 0,
+//! };
+//! let mut raft = Raft::new(id, &Config::default(), restored, 0, 42);
+//! raft.tick(0); // the only voter campaigns at once
+//! let mut ready = Ready::default();
+//! let mut applied = Vec::new();
+//! for turn in 0..3 {
+//!     if turn == 1 {
+//!         raft.propose(0, EntryKind::Command, 0, Bytes::from_static(b"x")).expect("it leads");
+//!     }
+//!     while raft.has_ready() {
+//!         raft.ready(&mut ready); // send ready.messages, write ready.entries, ...
+//!         if let Some(write) = ready.write {
+//!             raft.persisted(write);
+//!         }
+//!         if let Some(last) = ready.committed.last() {
+//!             raft.applied(last.mark.index);
+//!             applied.extend(ready.committed.drain(..));
+//!         }
+//!     }
+//! }
+//! assert_eq!(applied.last().map(|entry| &entry.data[..]), Some(&b"x"[..]));
+//! ```
+//!
+//! # What is not implemented yet
+//!
+//! Membership changes (simple and joint; [`Raft::propose`] refuses to take one, though quorums are
+//! counted jointly), the promotion of learners, leader leases (stamps travel, promises are 0),
+//! reading cold entries from disk (every entry after the snapshot is in memory), and the refusal of
+//! appends for lack of space.
+#![forbid(unsafe_code)]
+
+mod candidate;
+mod config;
+mod error;
+mod follower;
+mod leader;
+mod log;
+mod message;
+mod output;
+mod planted;
+mod progress;
+pub mod quorum;
+mod raft;
+mod read_index;
+mod ready;
+mod status;
+mod timer;
+mod types;
+mod writes;
+
+pub use config::{Config, ConfigError};
+pub use error::Refused;
+pub use message::{Body, FollowerStamp, LeaderStamp, Message};
+pub use planted::Planted;
+#[cfg(feature = "planted")]
+pub use planted::plant;
+pub use progress::FeedState;
+pub use quorum::VoteResult;
+pub use raft::{Raft, Restored};
+pub use ready::{Leadership, ReadState, Ready, SnapshotInstall};
+pub use status::{PeerStatus, RoleKind, Status};
+pub use types::{Entry, EntryKind, HardState, Index, Mark, Membership, Nanos, ReplicaId, Term, WriteId};

@@ -1,0 +1,36 @@
+//! Bugs planted on purpose, to prove that the checkers find them. Only with the feature `planted`,
+//! which nothing enables by default; without it [`is`] is constantly false and compiled away.
+
+/// One known way to break Raft.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planted {
+    /// A vote is neither handed out to be persisted nor waited for: after a crash the same replica
+    /// votes twice in one term (breaks Election Safety, paper §5.2).
+    VoteNotPersisted,
+    /// Entries of older terms are committed by counting replicas (breaks Leader Completeness, paper
+    /// §5.4.2, Figure 8).
+    OldTermCommitCounted,
+}
+
+#[cfg(feature = "planted")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Planted>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants one bug in every replica that runs on this thread, or none.
+#[cfg(feature = "planted")]
+pub fn plant(bug: Option<Planted>) {
+    PLANTED.set(bug);
+}
+
+/// Whether `bug` is planted on this thread.
+#[cfg(feature = "planted")]
+pub(crate) fn is(bug: Planted) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// Whether `bug` is planted: never.
+#[cfg(not(feature = "planted"))]
+pub(crate) const fn is(_bug: Planted) -> bool {
+    false
+}

@@ -1,0 +1,477 @@
+//! The replica: its state, its inputs, and the transitions between roles.
+//!
+//! Invariants, asserted wherever they could break: `applied <= commit`; what is handed out to apply
+//! is `<= min(commit, durable)`; `durable <= last`; the term and the commit index never fall; only
+//! the `become_*` functions assign `role`.
+
+use crate::candidate::Votes;
+use crate::config::Config;
+use crate::error::Refused;
+use crate::follower::Follower;
+use crate::leader::{Leader, View};
+use crate::log::Log;
+use crate::message::{Body, Message};
+use crate::output::Outbox;
+use crate::read_index::{Asked, Forwarded};
+use crate::ready::{Leadership, SnapshotInstall};
+use crate::status::RoleKind;
+use crate::timer::ElectionTimer;
+use crate::types::{Entry, EntryKind, HardState, Index, Mark, Membership, Nanos, ReplicaId, Term, WriteId};
+use crate::writes::{Ballot, Writes};
+use bytes::Bytes;
+
+/// What a replica starts from: everything in it is durable.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    /// Term, vote, and a hint of the commit index.
+    pub hard_state: HardState,
+    /// The log starts after it; the state machine holds it.
+    pub snapshot: Mark,
+    /// The membership in force.
+    pub membership: Membership,
+    /// Contiguous from `snapshot.index + 1`.
+    pub entries: Vec<Entry>,
+    /// At least `snapshot.index`, and normally that.
+    pub applied: Index,
+}
+
+/// What a replica is, with what only that role has.
+#[derive(Debug)]
+pub(crate) enum Role {
+    /// Follows, or waits for, a leader.
+    Follower(Follower),
+    /// Asks around whether it could win, without raising any term.
+    PreCandidate(Votes),
+    /// Stands for election in its term.
+    Candidate(Votes),
+    /// Leads its term.
+    Leader(Box<Leader>),
+}
+
+impl Role {
+    /// The role without its data.
+    pub(crate) fn kind(&self) -> RoleKind {
+        match self {
+            Self::Follower(_) => RoleKind::Follower,
+            Self::PreCandidate(_) => RoleKind::PreCandidate,
+            Self::Candidate(_) => RoleKind::Candidate,
+            Self::Leader(_) => RoleKind::Leader,
+        }
+    }
+}
+
+/// One replica of one group. See the crate's head for how it is driven.
+#[derive(Debug)]
+pub struct Raft {
+    pub(crate) id: ReplicaId,
+    pub(crate) config: Config,
+    pub(crate) membership: Membership,
+    pub(crate) term: Term,
+    pub(crate) vote: Option<ReplicaId>,
+    pub(crate) role: Role,
+    pub(crate) log: Log,
+    pub(crate) writes: Writes,
+    /// Highest index known to be committed.
+    pub(crate) commit: Index,
+    /// Highest index the caller has applied.
+    pub(crate) applied: Index,
+    /// Highest index handed out to apply.
+    pub(crate) applying: Index,
+    /// The latest time seen.
+    pub(crate) now: Nanos,
+    pub(crate) timer: ElectionTimer,
+    /// When a leader of this term was last heard; the base of stickiness.
+    pub(crate) leader_heard_at: Option<Nanos>,
+    /// A snapshot that was handed out and isn't in place yet. Until it is, the log doesn't change.
+    pub(crate) installing: Option<Installing>,
+    pub(crate) outbox: Outbox,
+    /// What [`crate::Ready::leadership`] last said.
+    pub(crate) announced: Leadership,
+}
+
+/// A snapshot on its way in.
+#[derive(Debug)]
+pub(crate) struct Installing {
+    pub(crate) install: SnapshotInstall,
+    /// It is in a `Ready` already.
+    pub(crate) handed: bool,
+}
+
+impl Raft {
+    /// Starts a replica as a follower of nobody. The only voter of a group is due at once.
+    ///
+    /// `seed` feeds the randomized election timeout; it is mixed with `id`, so all replicas may get
+    /// the same.
+    ///
+    /// # Panics
+    /// If `config` isn't valid or `restored` contradicts itself.
+    pub fn new(id: ReplicaId, config: &Config, restored: Restored, now: Nanos, seed: u64) -> Self {
+        if let Err(error) = config.validate() {
+            panic!("{id}: {error}");
+        }
+        let Restored { hard_state, snapshot, membership, entries, applied } = restored;
+        let log = Log::new(snapshot, entries);
+        let last = log.last_mark();
+        assert!(last.term <= hard_state.term, "{id}: log ends at {last}, above term {}", hard_state.term);
+        assert!(
+            (snapshot.index..=last.index).contains(&applied),
+            "{id}: applied {applied} outside of the log {snapshot}..={last}"
+        );
+        let ballot = Ballot { term: hard_state.term, vote: hard_state.vote };
+        let commit = hard_state.commit.min(last.index).max(applied);
+        let mut raft = Self {
+            id,
+            config: config.clone(),
+            membership,
+            term: hard_state.term,
+            vote: hard_state.vote,
+            role: Role::Follower(Follower::new(None)),
+            log,
+            writes: Writes::new(last.index, ballot),
+            commit,
+            applied,
+            applying: applied,
+            now,
+            timer: ElectionTimer::new(now, seed ^ id.get().rotate_left(32), config),
+            leader_heard_at: None,
+            installing: None,
+            outbox: Outbox::default(),
+            announced: Leadership { term: hard_state.term, leader: None, is_self: false },
+        };
+        if raft.is_only_voter() {
+            raft.timer.set_length(0);
+        }
+        raft
+    }
+
+    // --- inputs
+
+    /// Fires what is due: an election, the leader's CheckQuorum, the end of a transfer, reads that got
+    /// no answer.
+    pub fn tick(&mut self, now: Nanos) {
+        self.advance_clock(now);
+        match &mut self.role {
+            Role::Leader(_) => self.tick_leader(),
+            Role::Follower(follower) => {
+                follower.drop_overdue_reads(self.now, &mut self.outbox.reads_dropped);
+                self.maybe_campaign();
+            }
+            Role::PreCandidate(_) | Role::Candidate(_) => self.maybe_campaign(),
+        }
+    }
+
+    /// The earliest time at which [`Raft::tick`] would do something; [`Nanos::MAX`] if never. May move
+    /// later at any time, earlier only across a call that takes `now`.
+    pub fn deadline(&self) -> Nanos {
+        let election = if self.may_campaign() { self.timer.due_at() } else { Nanos::MAX };
+        match &self.role {
+            Role::Leader(leader) => leader.deadline(),
+            Role::Follower(follower) => election.min(follower.reads_deadline()),
+            Role::PreCandidate(_) | Role::Candidate(_) => election,
+        }
+    }
+
+    /// Takes one message from another replica. One that isn't from a member, not for this
+    /// incarnation, or senseless is dropped.
+    pub fn step(&mut self, now: Nanos, message: Message) {
+        self.advance_clock(now);
+        let Message { from, to, term, .. } = message;
+        if to != self.id || from == self.id || !self.membership.contains(from) || !self.meet_term(&message) {
+            return;
+        }
+        match message.body {
+            Body::PreVote { last } => self.on_pre_vote(from, term, last),
+            Body::PreVoteReply { granted } => self.on_pre_vote_reply(from, term, granted),
+            Body::Vote { last, .. } => self.on_vote(from, last),
+            Body::VoteReply { granted } => self.on_vote_reply(from, granted),
+            Body::Append { prev, commit, entries, stamp } => {
+                self.on_append(from, prev, commit, entries, stamp)
+            }
+            Body::AppendAccepted { matched, stamp } => self.on_append_accepted(from, matched, stamp),
+            Body::AppendRejected { prev, hint, stamp } => self.on_append_rejected(from, prev, hint, stamp),
+            Body::Heartbeat { commit, read_round, stamp } => {
+                self.on_heartbeat(from, commit, read_round, stamp)
+            }
+            Body::HeartbeatReply { read_round, stamp } => self.on_heartbeat_reply(from, read_round, stamp),
+            Body::TimeoutNow => self.on_timeout_now(from),
+            Body::ReadIndex { context } => self.on_read_index(from, context),
+            Body::ReadIndexReply { context, index } => self.on_read_index_reply(from, context, index),
+            Body::InstallSnapshot { mark, membership, stamp } => {
+                self.on_install_snapshot(from, mark, membership, stamp);
+            }
+        }
+    }
+
+    /// Appends a proposal to the leader's log. It leaves with the next [`Raft::ready`]; many proposals
+    /// between two calls leave as one append per follower.
+    ///
+    /// # Errors
+    /// Nothing was done: not the leader, a transfer in progress, or too many uncommitted bytes.
+    ///
+    /// # Panics
+    /// For [`EntryKind::Membership`]: membership changes are not implemented yet.
+    pub fn propose(
+        &mut self,
+        now: Nanos,
+        kind: EntryKind,
+        version: u8,
+        data: Bytes,
+    ) -> Result<Mark, Refused> {
+        assert!(kind != EntryKind::Membership, "{}: membership changes are not implemented yet", self.id);
+        self.advance_clock(now);
+        let hint = self.leader();
+        let Role::Leader(leader) = &mut self.role else {
+            return Err(Refused::NotLeader { leader: hint });
+        };
+        let mark = Mark::new(self.term, self.log.last_index() + 1);
+        let entry = Entry { mark, kind, version, data };
+        leader.admit(&entry, &self.config)?;
+        self.log.push(entry);
+        Ok(mark)
+    }
+
+    /// Asks for a read index: the answer comes as a [`crate::ReadState`] or in `reads_dropped`. A
+    /// follower forwards to its leader. `context` must not be reused while an answer to an earlier
+    /// use, even by an earlier incarnation, may be on its way.
+    ///
+    /// # Errors
+    /// Nothing was done: no leader is known.
+    pub fn read_index(&mut self, now: Nanos, context: u64) -> Result<(), Refused> {
+        self.advance_clock(now);
+        match &mut self.role {
+            Role::Leader(leader) => leader.ask_read(Asked { context, from: None }),
+            Role::Follower(Follower { leader: Some(leader), forwarded, .. }) => {
+                let leader = *leader;
+                let drop_at = self.now.saturating_add(self.config.election_timeout_max_ns);
+                forwarded.push_back(Forwarded { context, drop_at });
+                self.send(leader, Body::ReadIndex { context });
+            }
+            _ => return Err(Refused::NotLeader { leader: None }),
+        }
+        Ok(())
+    }
+
+    /// Campaigns now, without waiting for the election timeout. Others still ask themselves whether
+    /// they hear a live leader. Does nothing on a leader, a learner, or while a snapshot is installed.
+    pub fn campaign(&mut self, now: Nanos) {
+        self.advance_clock(now);
+        if self.may_campaign() && !self.is_leader() {
+            self.become_pre_candidate();
+        }
+    }
+
+    /// Sets the randomized election timeout in force, until the next one is drawn (at a new term or
+    /// campaign). For harnesses.
+    pub fn set_election_timeout(&mut self, ns: Nanos) {
+        self.timer.set_length(ns);
+    }
+
+    /// All writes up to and with `write` are durable.
+    pub fn persisted(&mut self, write: WriteId) {
+        self.writes.complete(write);
+        let durable = self.writes.durable();
+        assert!(
+            durable <= self.log.last_index(),
+            "{}: durable {durable} > {}",
+            self.id,
+            self.log.last_mark()
+        );
+        match &mut self.role {
+            Role::Follower(follower) => follower.log_persisted(durable, self.commit),
+            Role::PreCandidate(_) => {}
+            Role::Candidate(_) => self.maybe_win(),
+            Role::Leader(_) => self.maybe_commit(),
+        }
+    }
+
+    /// The caller has applied everything up to and with `index`.
+    pub fn applied(&mut self, index: Index) {
+        assert!(index <= self.applying.max(self.applied), "{}: applied {index} > {}", self.id, self.applying);
+        self.applied = self.applied.max(index);
+        assert!(
+            self.applied <= self.commit,
+            "{}: applied {} > commit {}",
+            self.id,
+            self.applied,
+            self.commit
+        );
+    }
+
+    /// Drops the entries up to and with `to`, which must be applied. O(entries dropped).
+    pub fn compact(&mut self, to: Index) {
+        assert!(to <= self.applied, "{}: compacting to {to} above applied {}", self.id, self.applied);
+        if to > self.log.base().index && self.installing.is_none() {
+            self.log.compact(to);
+        }
+    }
+
+    // --- what all roles share
+
+    /// Time never goes back.
+    pub(crate) fn advance_clock(&mut self, now: Nanos) {
+        self.now = self.now.max(now);
+    }
+
+    /// What a leader's functions see of the rest.
+    pub(crate) fn view(&self) -> View<'_> {
+        View {
+            id: self.id,
+            term: self.term,
+            now: self.now,
+            commit: self.commit,
+            log: &self.log,
+            config: &self.config,
+            membership: &self.membership,
+        }
+    }
+
+    /// Sends a message that reveals the term, and possibly the vote: it waits until they are durable.
+    pub(crate) fn send(&mut self, to: ReplicaId, body: Body) {
+        self.outbox.revealing.push(Message { from: self.id, to, term: self.term, body });
+    }
+
+    /// Raises the commit index to `to`, if that is news.
+    pub(crate) fn commit_to(&mut self, to: Index) {
+        if to > self.commit {
+            assert!(to <= self.log.last_index(), "{}: commit {to} beyond {}", self.id, self.log.last_mark());
+            self.commit = to;
+        }
+    }
+
+    fn is_only_voter(&self) -> bool {
+        self.membership.voters == [self.id] && self.membership.voters_outgoing.is_empty()
+    }
+
+    fn may_campaign(&self) -> bool {
+        self.membership.is_voter(self.id) && self.installing.is_none()
+    }
+
+    fn maybe_campaign(&mut self) {
+        if !self.may_campaign() || self.now < self.timer.due_at() {
+            return;
+        }
+        if self.is_only_voter() && matches!(self.role, Role::Candidate(_)) {
+            // Waits for its own disk alone: another term would only make it wait longer.
+            return self.timer.restart(self.now);
+        }
+        self.become_pre_candidate();
+    }
+
+    /// Settles how the message's term relates to ours (paper §5.1). Returns whether its body counts.
+    fn meet_term(&mut self, message: &Message) -> bool {
+        if message.term < self.term {
+            self.answer_stale(message);
+            return false;
+        }
+        if message.term == self.term {
+            return true;
+        }
+        match message.body {
+            Body::PreVote { .. } | Body::Vote { transfer: false, .. } if self.hears_a_leader() => false,
+            Body::PreVote { .. } | Body::PreVoteReply { granted: true } => true,
+            Body::Append { .. } | Body::Heartbeat { .. } | Body::InstallSnapshot { .. } => {
+                self.become_follower(message.term, Some(message.from));
+                true
+            }
+            _ => {
+                self.become_follower(message.term, None);
+                true
+            }
+        }
+    }
+
+    /// Tells the sender of a message from an old term about ours: a candidate that it lost, a leader
+    /// that it is no longer one. Without the latter a replica that came back with a higher term could
+    /// neither be led nor, PreVote being on, depose the leader.
+    fn answer_stale(&mut self, message: &Message) {
+        match message.body {
+            Body::PreVote { .. } => self.send(message.from, Body::PreVoteReply { granted: false }),
+            Body::Vote { .. } => self.send(message.from, Body::VoteReply { granted: false }),
+            Body::Append { .. } | Body::Heartbeat { .. } | Body::InstallSnapshot { .. } => {
+                let stamp = self.follower_stamp(0);
+                self.send(message.from, Body::HeartbeatReply { read_round: 0, stamp });
+            }
+            _ => {}
+        }
+    }
+
+    /// Leader stickiness (thesis §4.2.3): a live leader was heard within the minimum election timeout.
+    fn hears_a_leader(&self) -> bool {
+        let recently = |at: Nanos| self.now < at.saturating_add(self.config.election_timeout_min_ns);
+        self.is_leader() || self.leader_heard_at.is_some_and(recently)
+    }
+
+    // --- transitions: nothing else assigns `role`
+
+    /// Follows `leader`, or waits for one, in `term`.
+    pub(crate) fn become_follower(&mut self, term: Term, leader: Option<ReplicaId>) {
+        assert!(term >= self.term, "{}: term {} can't fall to {term}", self.id, self.term);
+        assert!(leader != Some(self.id), "{}: can't follow itself in term {term}", self.id);
+        let led = self.is_leader();
+        self.leave_role();
+        if term > self.term {
+            (self.term, self.vote) = (term, None);
+            self.timer.redraw(&self.config);
+        }
+        if led || leader.is_some() {
+            self.timer.restart(self.now);
+        }
+        self.leader_heard_at = leader.map(|_| self.now);
+        self.role = Role::Follower(Follower::new(leader));
+    }
+
+    /// Asks whether a campaign would be won (thesis §9.6). A sole voter skips the question.
+    fn become_pre_candidate(&mut self) {
+        assert!(!self.is_leader(), "{}: leads term {} already", self.id, self.term);
+        assert!(self.may_campaign(), "{}: is no voter of {:?}", self.id, self.membership);
+        if self.is_only_voter() {
+            return self.become_candidate(false);
+        }
+        self.leave_role();
+        self.timer.redraw(&self.config);
+        self.timer.restart(self.now);
+        self.role = Role::PreCandidate(Votes::default());
+        self.ask_for_pre_votes();
+    }
+
+    /// Stands for election in the next term (paper §5.2).
+    pub(crate) fn become_candidate(&mut self, transfer: bool) {
+        assert!(!self.is_leader(), "{}: leads term {} already", self.id, self.term);
+        assert!(self.may_campaign(), "{}: is no voter of {:?}", self.id, self.membership);
+        self.leave_role();
+        (self.term, self.vote) = (self.term + 1, Some(self.id));
+        self.leader_heard_at = None;
+        self.timer.redraw(&self.config);
+        self.timer.restart(self.now);
+        self.role = Role::Candidate(Votes::default());
+        self.ask_for_votes(transfer);
+    }
+
+    /// Leads the term, beginning with an entry of its own (paper §8, thesis §6.4).
+    pub(crate) fn become_leader(&mut self) {
+        assert!(matches!(self.role, Role::Candidate(_)), "{}: only a candidate can win", self.id);
+        let ballot = self.writes.durable_ballot();
+        assert!(
+            ballot == (Ballot { term: self.term, vote: Some(self.id) }),
+            "{}: leads term {} but only {ballot:?} is durable",
+            self.id,
+            self.term
+        );
+        let mark = Mark::new(self.term, self.log.last_index() + 1);
+        let leader = Leader::new(&self.view());
+        self.log.push(Entry { mark, kind: EntryKind::Noop, version: 0, data: Bytes::new() });
+        self.role = Role::Leader(Box::new(leader));
+    }
+
+    /// What has to be answered when a role ends: reads.
+    fn leave_role(&mut self) {
+        let role = std::mem::replace(&mut self.role, Role::Follower(Follower::new(None)));
+        match role {
+            Role::Leader(leader) => self.outbox.reads_dropped.extend(leader.reads.into_own_contexts()),
+            Role::Follower(follower) => {
+                self.outbox.reads_dropped.extend(follower.forwarded.iter().map(|read| read.context));
+            }
+            Role::PreCandidate(_) | Role::Candidate(_) => {}
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The follower's side of a transfer; see `transfer.rs`.
+
+use crate::dump_file::{RawDump, open_dump};
+use crate::ids::CoreAddr;
+use crate::multi_raft::MultiRaft;
+use crate::output::{DumpSave, LogWrite, Output};
+use crate::peer::PeerMessage;
+use crate::replica::Stage;
+use crate::request::{Answer, UnknownReason};
+use crate::transfer::{INCOMING_MAX, InStage, Incoming, Install};
+use bytes::Bytes;
+use floe_raft::{Body, LeaderStamp, Mark, Message, ReplicaId, SnapshotInstall, WriteId};
+use std::collections::BTreeMap;
+
+/// Parts asked for at a time.
+const PULLS_IN_FLIGHT: u64 = 2;
+
+impl MultiRaft {
+    pub(crate) fn on_dump_offer(&mut self, addr: CoreAddr, message: PeerMessage) {
+        let PeerMessage::DumpOffer { shard, from, to, term, generation, mark, len } = message else { return };
+        let Some(slot) = self.running(shard).filter(|&slot| self.replicas[slot].id == to) else { return };
+        let replica = &self.replicas[slot];
+        let is_members = replica.descriptor.node_of(from) == Some(addr.node);
+        if !is_members || term < replica.raft.term() || replica.install.is_some() {
+            return;
+        }
+        if mark.index <= replica.raft.commit() {
+            return self.send_pull(slot, from, generation, len, 0);
+        }
+        match replica.incoming.as_ref().map(|incoming| (&incoming.stage, incoming.term)) {
+            None => {}
+            Some((InStage::Pulling { .. }, other)) if term >= other => self.drop_incoming(slot),
+            Some(_) => return,
+        }
+        if self.incoming >= INCOMING_MAX {
+            return;
+        }
+        let (buffer, ahead) = (Vec::new(), BTreeMap::new());
+        let stage = InStage::Pulling { buffer, ahead, pulled: 0, heard_at: self.now };
+        let incoming = Incoming { from, term, generation, mark, len, stage };
+        self.replicas[slot].incoming = Some(Box::new(incoming));
+        self.incoming += 1;
+        self.watched.insert(slot);
+        self.pull(slot);
+    }
+
+    pub(crate) fn on_dump_chunk(&mut self, message: PeerMessage) {
+        let PeerMessage::DumpChunk { shard, from, to, generation, offset, data } = message else { return };
+        let Some(slot) = self.running(shard).filter(|&slot| self.replicas[slot].id == to) else { return };
+        let now = self.now;
+        let Some(incoming) = self.replicas[slot].incoming.as_mut() else { return };
+        if incoming.from != from || incoming.generation != generation {
+            return;
+        }
+        let InStage::Pulling { pulled, heard_at, .. } = &mut incoming.stage else { return };
+        let end = offset.saturating_add(data.len() as u64);
+        if data.is_empty() || end > *pulled {
+            return self.drop_incoming(slot);
+        }
+        *heard_at = now;
+        incoming.take_part(offset, data);
+        if incoming.is_whole() {
+            self.save_dump(slot);
+        } else {
+            self.pull(slot);
+        }
+    }
+
+    /// Asks for further parts, as far as the window goes.
+    fn pull(&mut self, slot: usize) {
+        let chunk = u64::from(self.config.dump_chunk_bytes);
+        let Some(incoming) = self.replicas[slot].incoming.as_mut() else { return };
+        let (from, generation, total) = (incoming.from, incoming.generation, incoming.len);
+        let mut wanted = Vec::new();
+        if let InStage::Pulling { buffer, pulled, .. } = &mut incoming.stage {
+            while *pulled < total && *pulled - (buffer.len() as u64) < PULLS_IN_FLIGHT * chunk {
+                let len = chunk.min(total - *pulled);
+                wanted.push((*pulled, len as u32));
+                *pulled += len;
+            }
+        }
+        for (offset, len) in wanted {
+            self.send_pull(slot, from, generation, offset, len);
+        }
+    }
+
+    pub(crate) fn send_pull(
+        &mut self,
+        slot: usize,
+        leader: ReplicaId,
+        generation: u64,
+        offset: u64,
+        len: u32,
+    ) {
+        let replica = &self.replicas[slot];
+        let (shard, from, to) = (replica.shard, replica.id, leader);
+        if let Some(addr) = replica.route(leader) {
+            let pull = PeerMessage::DumpPull { shard, from, to, generation, offset, len };
+            self.outbox.sends.push((addr, pull));
+        }
+    }
+
+    /// All parts are here. What isn't exactly what the leader offered is dropped; it will offer again.
+    fn save_dump(&mut self, slot: usize) {
+        let replica = &mut self.replicas[slot];
+        let Some(incoming) = replica.incoming.as_mut() else { return };
+        let InStage::Pulling { buffer, .. } = &mut incoming.stage else { return };
+        let bytes = Bytes::from(std::mem::take(buffer));
+        let opened = open_dump(&bytes);
+        let Some((head, body)) =
+            opened.ok().filter(|(head, _)| head.shard == replica.shard && head.mark == incoming.mark)
+        else {
+            self.stats.bad_dumps += 1;
+            return self.drop_incoming(slot);
+        };
+        let saved_as = replica.generation_next;
+        replica.generation_next += 1;
+        incoming.stage = InStage::Saving { saved_as, head: Box::new(head), body };
+        let (shard, id) = (replica.shard, replica.id);
+        let data = Box::new(RawDump(bytes));
+        self.outbox.dump_saves.push(DumpSave { shard, replica: id, generation: saved_as, data });
+    }
+
+    /// A transferred dump was saved, or couldn't be: Raft is told, or the transfer given up.
+    pub(crate) fn on_transfer_saved(&mut self, slot: usize, generation: u64, ok: Result<(), String>) {
+        let replica = &mut self.replicas[slot];
+        match replica.incoming.take() {
+            Some(mut incoming) if incoming.is_saving(generation) => {
+                if ok.is_err() {
+                    self.incoming -= 1;
+                    return self.push_remove(slot, generation);
+                }
+                let message = incoming.install_message(replica.id);
+                incoming.become_staged();
+                replica.incoming = Some(incoming);
+                replica.raft.step(self.now, message);
+            }
+            other => {
+                replica.incoming = other;
+                let is_named = replica.base.generation == generation
+                    || replica.install.as_ref().is_some_and(|install| install.saved_as == generation);
+                if !is_named {
+                    self.push_remove(slot, generation);
+                }
+            }
+        }
+    }
+
+    /// Raft was told of a staged dump and doesn't want it any more: the log has got there by itself, or
+    /// another leader rules. The old leader is told that nothing more is needed.
+    pub(crate) fn drop_unwanted_dump(&mut self, slot: usize, is_wanted: bool) {
+        let Some(incoming) = &self.replicas[slot].incoming else { return };
+        if is_wanted || !matches!(incoming.stage, InStage::Staged { .. }) {
+            return;
+        }
+        let (from, generation, len) = (incoming.from, incoming.generation, incoming.len);
+        self.drop_incoming(slot);
+        self.send_pull(slot, from, generation, len, 0);
+    }
+
+    pub(crate) fn drop_incoming(&mut self, slot: usize) {
+        if let Some(incoming) = self.replicas[slot].incoming.take() {
+            self.incoming -= 1;
+            // One that is being saved is removed when that is reported.
+            if let InStage::Staged { saved_as, .. } = incoming.stage {
+                self.push_remove(slot, saved_as);
+            }
+        }
+    }
+
+    /// Swaps the state and writes the record that makes it count.
+    pub(crate) fn install_dump(
+        &mut self,
+        slot: usize,
+        write: WriteId,
+        install: SnapshotInstall,
+        out: &mut Output,
+    ) {
+        let SnapshotInstall { mark, keep_suffix, .. } = install;
+        let replica = &mut self.replicas[slot];
+        let incoming = replica.incoming.take().expect("Raft installs only what was staged");
+        self.incoming -= 1;
+        assert!(
+            incoming.mark == mark,
+            "{}: staged {}, but {mark} is installed",
+            replica.shard,
+            incoming.mark
+        );
+        let Incoming { from, generation, len, stage, .. } = *incoming;
+        let InStage::Staged { saved_as, head, body } = stage else {
+            panic!("{}: {mark} is installed before it is saved", replica.shard)
+        };
+        if let Err(why) = replica.machine.restore(&body) {
+            replica.stage = Stage::Broken(format!("the dump at {mark} can't be restored: {why:?}"));
+            return;
+        }
+        let descriptor = head.descriptor.encode();
+        replica.applied = mark;
+        replica.descriptor = head.descriptor;
+        replica.flush.unflushed_bytes = 0;
+        replica.refresh_routes(&self.peers);
+        replica.install =
+            Some(Install { write, mark, saved_as, descriptor: descriptor.clone(), from, generation, len });
+        out.writes.push(LogWrite::SnapshotInstall {
+            shard: replica.shard,
+            replica: replica.id,
+            mark,
+            generation: saved_as,
+            descriptor,
+            keep_suffix,
+        });
+        self.skip_proposals(slot, mark, out);
+    }
+
+    /// The proposals that the new state has passed over: nobody can tell what became of them.
+    fn skip_proposals(&mut self, slot: usize, to: Mark, out: &mut Output) {
+        while let Some((id, _)) = self.replicas[slot].proposals.skip(to.index) {
+            let answer = Answer::Unknown(UnknownReason::LeadershipLost);
+            self.callers.answer(id, answer, &mut out.answers);
+        }
+    }
+
+    /// The record is durable: the transfer has happened.
+    pub(crate) fn finish_install(&mut self, slot: usize) {
+        let replica = &mut self.replicas[slot];
+        let Some(install) = replica.install.take() else { return };
+        let Install { mark, saved_as, descriptor, from, generation, len, .. } = install;
+        replica.raft.snapshot_installed(mark);
+        let before = std::mem::replace(&mut replica.base.generation, saved_as);
+        replica.base.flushed = mark;
+        replica.base.descriptor = descriptor;
+        replica.base.dump_len = Some(len);
+        if std::mem::take(&mut replica.flush.reset_after) {
+            replica.write_reset();
+        }
+        if before > 0 {
+            self.remove_dump(slot, before);
+        }
+        self.stats.installs += 1;
+        self.send_pull(slot, from, generation, len, 0);
+    }
+}
+
+impl Incoming {
+    /// Takes in a part; one that is ahead of its turn waits, one that is here already is dropped.
+    fn take_part(&mut self, offset: u64, data: Bytes) {
+        let InStage::Pulling { buffer, ahead, .. } = &mut self.stage else { return };
+        if offset < buffer.len() as u64 {
+            return;
+        }
+        ahead.insert(offset, data);
+        while let Some(data) = ahead.remove(&(buffer.len() as u64)) {
+            buffer.extend_from_slice(&data);
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        matches!(&self.stage, InStage::Pulling { buffer, .. } if buffer.len() as u64 == self.len)
+    }
+
+    fn is_saving(&self, generation: u64) -> bool {
+        matches!(self.stage, InStage::Saving { saved_as, .. } if saved_as == generation)
+    }
+
+    fn become_staged(&mut self) {
+        let nothing = InStage::Pulling { buffer: Vec::new(), ahead: BTreeMap::new(), pulled: 0, heard_at: 0 };
+        match std::mem::replace(&mut self.stage, nothing) {
+            InStage::Saving { saved_as, head, body } => {
+                self.stage = InStage::Staged { saved_as, head, body };
+            }
+            InStage::Pulling { .. } | InStage::Staged { .. } => {
+                panic!("{}: only what is being saved becomes staged", self.mark)
+            }
+        }
+    }
+
+    /// What the replica's own Raft is told. The leader didn't send it now: it says nothing about when the
+    /// leader was last alive.
+    fn install_message(&self, to: ReplicaId) -> Message {
+        let InStage::Saving { head, .. } = &self.stage else {
+            panic!("{}: told to Raft before it is saved", self.mark)
+        };
+        let (mark, membership) = (self.mark, head.membership.clone());
+        let body = Body::InstallSnapshot { mark, membership, stamp: LeaderStamp::default() };
+        Message { from: self.from, to, term: self.term, body }
+    }
+}

@@ -1,0 +1,224 @@
+//! Dumping a shard so that its log can be cut.
+//!
+//! A picture of the state is taken at the applied mark and saved in the background; when it is durable, a
+//! `TruncatePrefix` record names it, and the log in memory is dropped as far as nobody needs it. The dump
+//! before it is removed once that record is durable, and nobody is being fed from it.
+//!
+//! Invariants: one dump of a shard is under way at a time; a dump that a later state has overtaken
+//! (an installed snapshot) is removed, never named.
+
+use crate::dump_file::{DumpFile, DumpHead};
+use crate::ids::ShardId;
+use crate::multi_raft::MultiRaft;
+use crate::output::{DumpSave, LogWrite, Output};
+use crate::replica::{OnDurable, Replica};
+use bytes::Bytes;
+use floe_raft::{Mark, Nanos, ReplicaId};
+
+/// A shard with at most this much live log is copied forward rather than dumped.
+const RESET_BYTES_MAX: usize = 1 << 20;
+/// Pause after a dump that couldn't be saved.
+const RETRY_AFTER_NS: Nanos = 1_000_000_000;
+
+/// Where a replica stands with its dumps.
+#[derive(Default)]
+pub(crate) struct Flush {
+    /// Applied since the mark of the last dump.
+    pub(crate) unflushed_bytes: usize,
+    pub(crate) running: Option<RunningFlush>,
+    /// It is in the core's queue.
+    pub(crate) queued: bool,
+    /// Not before this time, after a failure.
+    pub(crate) not_before: Nanos,
+    /// Write the whole state anew once the dump is named.
+    pub(crate) reset_after: bool,
+}
+
+/// A dump that is being saved.
+pub(crate) struct RunningFlush {
+    pub(crate) generation: u64,
+    mark: Mark,
+    descriptor: Bytes,
+    /// Of `unflushed_bytes`, what the dump covers.
+    covered_bytes: usize,
+    len: u64,
+}
+
+impl MultiRaft {
+    /// A dump was saved durably, or couldn't be.
+    pub fn dump_saved(
+        &mut self,
+        shard: ShardId,
+        replica: ReplicaId,
+        generation: u64,
+        ok: Result<(), String>,
+    ) {
+        let Some(&slot) = self.slots.get(&shard) else { return };
+        if self.replicas[slot].id != replica {
+            return;
+        }
+        let flush = &mut self.replicas[slot].flush;
+        match flush.running.take_if(|running| running.generation == generation) {
+            Some(running) => {
+                self.dumps_running -= 1;
+                self.finish_flush(slot, running, ok);
+            }
+            None => self.on_transfer_saved(slot, generation, ok),
+        }
+        self.touch(slot);
+    }
+
+    /// The WAL wants its oldest segment free, and this shard pins it: its whole state is written anew if
+    /// little of it is in the log, else it is dumped first.
+    pub fn reset_base(&mut self, shard: ShardId) {
+        let Some(slot) = self.running(shard) else { return };
+        let replica = &mut self.replicas[slot];
+        if replica.install.is_some() {
+            replica.flush.reset_after = true;
+        } else if replica.live_log_within(RESET_BYTES_MAX) {
+            replica.write_reset();
+        } else {
+            replica.flush.reset_after = true;
+            self.want_flush(slot);
+        }
+        self.touch(slot);
+    }
+
+    /// Dumps a shard whose applied log has grown beyond its bound.
+    pub(crate) fn maybe_want_flush(&mut self, slot: usize) {
+        let flush = &self.replicas[slot].flush;
+        let floor = self.config.flush_log_bytes;
+        if flush.unflushed_bytes < floor
+            || flush.queued
+            || flush.running.is_some()
+            || self.now < flush.not_before
+        {
+            return;
+        }
+        let half = (self.replicas[slot].machine.size_bytes() / 2) as usize;
+        let bound = floor.max(half).min(self.config.log_bytes_max);
+        if self.replicas[slot].flush.unflushed_bytes >= bound {
+            self.want_flush(slot);
+        }
+    }
+
+    pub(crate) fn want_flush(&mut self, slot: usize) {
+        let flush = &mut self.replicas[slot].flush;
+        if !flush.queued && flush.running.is_none() {
+            flush.queued = true;
+            self.flush_queue.push_back(slot);
+        }
+    }
+
+    pub(crate) fn may_start_flush(&self) -> bool {
+        self.dumps_running < self.config.dumps_in_flight && !self.flush_queue.is_empty()
+    }
+
+    pub(crate) fn start_flushes(&mut self, out: &mut Output) {
+        while self.may_start_flush() {
+            let Some(slot) = self.flush_queue.pop_front() else { return };
+            let replica = &mut self.replicas[slot];
+            replica.flush.queued = false;
+            let may = replica.takes_part() && replica.install.is_none() && replica.applied.index > 0;
+            if may {
+                out.dump_saves.push(replica.start_flush());
+                self.dumps_running += 1;
+            } else {
+                self.offer_or_give_up(slot, false);
+            }
+        }
+    }
+
+    fn finish_flush(&mut self, slot: usize, running: RunningFlush, ok: Result<(), String>) {
+        let replica = &mut self.replicas[slot];
+        if running.mark.index < replica.base.flushed.index {
+            return self.push_remove(slot, running.generation);
+        }
+        if ok.is_err() {
+            replica.flush.not_before = self.now.saturating_add(RETRY_AFTER_NS);
+            self.push_remove(slot, running.generation);
+            return self.offer_or_give_up(slot, false);
+        }
+        replica.name_dump(running);
+        if std::mem::take(&mut replica.flush.reset_after) && replica.install.is_none() {
+            replica.write_reset();
+        }
+        replica.maybe_compact(self.config.log_bytes_max);
+        self.offer_or_give_up(slot, true);
+    }
+
+    /// A dump is no longer named by any record: it goes, at once or when the last follower has it.
+    pub(crate) fn remove_dump(&mut self, slot: usize, generation: u64) {
+        let replica = &mut self.replicas[slot];
+        match replica.outgoing.iter_mut().find(|outgoing| outgoing.feeds_from(generation)) {
+            Some(outgoing) => outgoing.remove_after = true,
+            None => self.push_remove(slot, generation),
+        }
+    }
+}
+
+impl Replica {
+    fn start_flush(&mut self) -> DumpSave {
+        let generation = self.take_generation();
+        let head = DumpHead {
+            shard: self.shard,
+            mark: self.applied,
+            descriptor: self.descriptor.clone(),
+            membership: self.raft.membership().clone(),
+        };
+        let data = Box::new(DumpFile::new(&head, self.machine.dump()));
+        self.flush.running = Some(RunningFlush {
+            generation,
+            mark: self.applied,
+            descriptor: self.descriptor.encode(),
+            covered_bytes: self.flush.unflushed_bytes,
+            len: crate::state_machine::Dump::len(&*data) as u64,
+        });
+        DumpSave { shard: self.shard, replica: self.id, generation, data }
+    }
+
+    /// The dump is durable: from now on it is the shard's base.
+    fn name_dump(&mut self, running: RunningFlush) {
+        let RunningFlush { generation, mark, descriptor, covered_bytes, len } = running;
+        let before = std::mem::replace(&mut self.base.generation, generation);
+        self.base.flushed = mark;
+        self.base.descriptor = descriptor;
+        self.base.dump_len = Some(len);
+        self.flush.unflushed_bytes -= covered_bytes;
+        let record =
+            LogWrite::TruncatePrefix { shard: self.shard, replica: self.id, flushed: mark, generation };
+        self.write_own(record, (before > 0).then_some(OnDurable::Remove(before)));
+    }
+
+    pub(crate) fn write_reset(&mut self) {
+        let record = LogWrite::Reset(Box::new(self.state()));
+        self.write_own(record, None);
+    }
+
+    /// Whether the log after the last dump has at most so many bytes.
+    fn live_log_within(&self, bytes_max: usize) -> bool {
+        let last = self.raft.last_mark().index;
+        let entries = self.raft.entries(self.base.flushed.index + 1, last, bytes_max);
+        let within = entries.last().is_none_or(|entry| entry.mark.index == last);
+        within && entries.iter().map(|entry| entry.size()).sum::<usize>() <= bytes_max
+    }
+
+    /// Drops the log that is dumped and that nobody is going to be sent: up to what every follower has and
+    /// every running transfer ends at; up to the dump alone if the log is beyond its bound.
+    pub(crate) fn maybe_compact(&mut self, log_bytes_max: usize) {
+        let flushed = self.base.flushed.index;
+        if self.raft.first_index() > flushed || self.install.is_some() {
+            return;
+        }
+        let mut to = flushed;
+        if self.raft.log_bytes() <= log_bytes_max {
+            to = to.min(self.raft.min_matched().unwrap_or(flushed));
+        }
+        for outgoing in &self.outgoing {
+            to = to.min(outgoing.holds_from().unwrap_or(flushed));
+        }
+        if to >= self.raft.first_index() {
+            self.raft.compact(to);
+        }
+    }
+}

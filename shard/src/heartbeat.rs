@@ -1,0 +1,115 @@
+//! Beats: one per core pair and interval, whatever the number of groups; and what comes in from peers.
+//!
+//! A leader's heartbeats to one core and the answers to them are packed in rows. A beat goes to every
+//! connected core each interval, empty if need be: it is the sign of life of the core itself. Rounds of
+//! ReadIndex don't wait for it: their heartbeats go out with the turn's beat at once.
+
+use crate::ids::{CoreAddr, Epoch, ShardId};
+use crate::multi_raft::MultiRaft;
+use crate::output::Output;
+use crate::peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, PeerBatch, PeerMessage};
+use floe_raft::{Body, Message, Nanos};
+
+/// Puts one message of a group into a batch: heartbeats and their answers into its rows.
+pub(crate) fn post(batch: &mut PeerBatch, boot_epoch: u64, shard: ShardId, epoch: Epoch, message: Message) {
+    let Message { from, to, term, body } = message;
+    match body {
+        Body::Heartbeat { commit, read_round, stamp } => {
+            let beat = batch.beat.get_or_insert_with(|| Beat { boot_epoch, groups: Vec::new() });
+            beat.groups.push(GroupBeat { shard, from, to, term, commit, read_round, stamp });
+        }
+        Body::HeartbeatReply { read_round, stamp } => {
+            let reply = batch.beat_reply.get_or_insert_with(|| BeatReply { boot_epoch, groups: Vec::new() });
+            reply.groups.push(GroupBeatReply { shard, from, to, term, read_round, stamp });
+        }
+        body => {
+            let message = Message { from, to, term, body };
+            batch.messages.push(PeerMessage::Raft { shard, epoch, message });
+        }
+    }
+}
+
+impl MultiRaft {
+    /// Takes everything that one core of another node sent in one turn. Messages for shards or replicas that
+    /// aren't here are dropped. Forwarded requests and their answers are the worker's: they are ignored.
+    pub fn receive(&mut self, now: Nanos, from: CoreAddr, batch: PeerBatch) {
+        self.advance_clock(now);
+        for row in batch.beat.into_iter().flat_map(|beat| beat.groups) {
+            let GroupBeat { shard, from, to, term, commit, read_round, stamp } = row;
+            let body = Body::Heartbeat { commit, read_round, stamp };
+            self.step(shard, Message { from, to, term, body });
+        }
+        for row in batch.beat_reply.into_iter().flat_map(|reply| reply.groups) {
+            let GroupBeatReply { shard, from, to, term, read_round, stamp } = row;
+            let body = Body::HeartbeatReply { read_round, stamp };
+            self.step(shard, Message { from, to, term, body });
+        }
+        for message in batch.messages {
+            self.receive_one(from, message);
+        }
+    }
+
+    fn receive_one(&mut self, addr: CoreAddr, message: PeerMessage) {
+        match message {
+            PeerMessage::Raft { shard, message, .. } => self.step(shard, message),
+            PeerMessage::DumpOffer { .. } => self.on_dump_offer(addr, message),
+            PeerMessage::DumpPull { .. } => self.on_dump_pull(message),
+            PeerMessage::DumpChunk { .. } => self.on_dump_chunk(message),
+            PeerMessage::Request { .. } | PeerMessage::Answer { .. } => {}
+        }
+    }
+
+    /// A state is installed only from a dump that this replica pulled itself: a message that says otherwise
+    /// is no message of a peer.
+    fn step(&mut self, shard: ShardId, message: Message) {
+        if matches!(message.body, Body::InstallSnapshot { .. }) {
+            return;
+        }
+        if let Some(slot) = self.running(shard) {
+            self.replicas[slot].raft.step(self.now, message);
+            self.touch(slot);
+        }
+    }
+
+    /// One timer for all groups of the core.
+    pub(crate) fn beat(&mut self) {
+        self.beat_at = self.now + self.config.raft.heartbeat_interval_ns;
+        self.beat_owed = true;
+        for &slot in &self.leaders {
+            self.replicas[slot].raft.beat(self.now);
+            self.queue.push(slot);
+        }
+        self.use_head_starts();
+        self.look_after_transfers();
+    }
+
+    /// The replica with the lowest id of each group campaigns ahead of the others as soon as it reaches a
+    /// majority, so that the first leaders are where the descriptors put them. Forced campaigns ask
+    /// first (PreVote) and disturb no leader.
+    fn use_head_starts(&mut self) {
+        let starters = std::mem::take(&mut self.starters);
+        for slot in starters {
+            let replica = &mut self.replicas[slot];
+            if replica.takes_part() && replica.head_starts > 0 && replica.reaches_quorum() {
+                replica.head_starts -= 1;
+                replica.raft.campaign(self.now);
+                self.touch(slot);
+            }
+            if self.replicas[slot].head_starts > 0 {
+                self.starters.insert(slot);
+            }
+        }
+    }
+
+    /// Makes sure that every connected core gets a beat.
+    pub(crate) fn post_beats(&mut self, out: &mut Output) {
+        if !std::mem::take(&mut self.beat_owed) {
+            return;
+        }
+        let boot_epoch = self.boot_epoch;
+        for addr in self.peers.connected() {
+            let batch = out.sends.entry(addr).or_default();
+            batch.beat.get_or_insert_with(|| Beat { boot_epoch, groups: Vec::new() });
+        }
+    }
+}

@@ -1,0 +1,456 @@
+//! The built-in state machine: an ordered map in memory.
+//!
+//! Its durable half are the dumps that the shard layer takes of it; between two dumps the Raft log is
+//! what survives. Keys and values are copied once, out of the command, so that a small slice never
+//! pins the big buffer that a command arrived in.
+//!
+//! ```text
+//! body of a dump:
+//!  0  magic "FLOEMEM1"
+//!  8  rows u64
+//! 16  CRC-64/NVME over all that follows
+//! 24  rows x { key_len u32, value_len u32, version u64, key, value }, keys ascending
+//! ```
+//!
+//! Invariant: `hash` is the wrapping sum of the rows' hashes and `bytes` that of their sizes, so both cost
+//! nothing to ask for; the sum doesn't depend on the order in which rows came.
+
+use crate::archive::{CommandView, ConditionView, EffectView};
+use crate::command::{check_limits, with_command};
+use crate::cursor::Cursor;
+use crate::descriptor::KeyRange;
+use crate::request::{Query, Row, Versioned};
+use crate::state_machine::{BadPayload, CommandResult, Dump, QueryResult, StateMachine};
+use bytes::Bytes;
+use crc_fast::{CrcAlgorithm, checksum};
+use floe_raft::Mark;
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+const MAGIC: &[u8; 8] = b"FLOEMEM1";
+const HEAD_BYTES: usize = 24;
+const ROW_HEAD_BYTES: usize = 16;
+/// What a row costs in memory besides its bytes, roughly.
+const ROW_OVERHEAD_BYTES: u64 = 96;
+
+/// An ordered map of keys to versioned values.
+#[derive(Default)]
+pub struct MemoryStore {
+    rows: BTreeMap<Bytes, Slot>,
+    /// Keys and values, without overhead.
+    bytes: u64,
+    hash: u64,
+}
+
+struct Slot {
+    version: u64,
+    value: Bytes,
+    /// The row's share of the store's hash.
+    hash: u64,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Rows in it.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    fn get(&self, key: &[u8]) -> Option<Versioned> {
+        self.rows.get(key).map(Slot::versioned)
+    }
+
+    fn put(&mut self, key: &[u8], value: &[u8], version: u64) {
+        let hash = row_hash(key, version, value);
+        let slot = Slot { version, value: Bytes::copy_from_slice(value), hash };
+        self.bytes += (key.len() + value.len()) as u64;
+        self.hash = self.hash.wrapping_add(hash);
+        let old = match self.rows.get_mut(key) {
+            Some(old) => std::mem::replace(old, slot),
+            None => {
+                self.rows.insert(Bytes::copy_from_slice(key), slot);
+                return;
+            }
+        };
+        self.forget(key.len(), &old);
+    }
+
+    fn delete(&mut self, key: &[u8]) {
+        if let Some(old) = self.rows.remove(key) {
+            self.forget(key.len(), &old);
+        }
+    }
+
+    fn delete_range(&mut self, start: &[u8], end: &[u8], range: &KeyRange) {
+        let Some((low, high)) = clip(start, end, range) else { return };
+        let (mut bytes, mut hash) = (0, 0_u64);
+        let (low, high) = (Bytes::copy_from_slice(low), Bytes::copy_from_slice(high));
+        let high = if high.is_empty() { Bound::Unbounded } else { Bound::Excluded(high) };
+        let gone = self.rows.extract_if((Bound::Included(low), high), |_, _| true);
+        for (key, slot) in gone {
+            bytes += (key.len() + slot.value.len()) as u64;
+            hash = hash.wrapping_add(slot.hash);
+        }
+        self.bytes -= bytes;
+        self.hash = self.hash.wrapping_sub(hash);
+    }
+
+    fn forget(&mut self, key_len: usize, slot: &Slot) {
+        self.bytes -= (key_len + slot.value.len()) as u64;
+        self.hash = self.hash.wrapping_sub(slot.hash);
+    }
+
+    fn holds(&self, condition: &ConditionView) -> bool {
+        match condition {
+            ConditionView::Equals { key, value } => {
+                self.rows.get(key.get()).is_some_and(|slot| slot.value == value.get())
+            }
+            ConditionView::Absent { key } => !self.rows.contains_key(key.get()),
+            ConditionView::Version { key, version } => {
+                self.rows.get(key.get()).is_some_and(|slot| slot.version == version.to_native())
+            }
+        }
+    }
+
+    fn apply_command(&mut self, at: Mark, command: &CommandView, range: &KeyRange) -> CommandResult {
+        if !within(command, range) {
+            return CommandResult::OutOfRange;
+        }
+        if let Some(failed) = command.conditions.iter().position(|one| !self.holds(one)) {
+            return CommandResult::ConditionFailed(failed as u32);
+        }
+        for effect in command.effects.iter() {
+            match effect {
+                EffectView::Put { key, value } => self.put(key, value, at.index),
+                EffectView::Delete { key } => self.delete(key),
+                EffectView::DeleteRange { start, end } => self.delete_range(start, end, range),
+            }
+        }
+        CommandResult::Written
+    }
+
+    fn scan(&self, query: Scan<'_>, range: &KeyRange) -> QueryResult {
+        let Some((low, high)) = clip(query.start, query.end, range) else {
+            return QueryResult::Rows(Vec::new(), false);
+        };
+        let rows = self.rows.range::<[u8], _>(bounds(low, high));
+        if query.reverse { query.take(rows.rev()) } else { query.take(rows) }
+    }
+
+    fn restore_rows(&mut self, dump: &[u8]) -> Option<()> {
+        let mut cursor = Cursor::new(dump);
+        if &cursor.array::<8>()? != MAGIC {
+            return None;
+        }
+        let (count, crc) = (cursor.u64()?, cursor.u64()?);
+        if checksum(CrcAlgorithm::Crc64Nvme, cursor.rest()) != crc {
+            return None;
+        }
+        for _ in 0..count {
+            let (key, value) = (cursor.len32()?, cursor.len32()?);
+            let version = cursor.u64()?;
+            self.put(cursor.take(key)?, cursor.take(value)?, version);
+        }
+        (cursor.is_empty() && self.rows.len() as u64 == count).then_some(())
+    }
+}
+
+impl Slot {
+    fn versioned(&self) -> Versioned {
+        Versioned { version: self.version, value: self.value.clone() }
+    }
+}
+
+impl StateMachine for MemoryStore {
+    fn check(&self, payload: &[u8], range: &KeyRange) -> Result<(), BadPayload> {
+        let checked = with_command(payload, |command| {
+            check_limits(command)?;
+            Ok(within(command, range))
+        });
+        match checked.and_then(|checked| checked) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(BadPayload::OutOfRange),
+            Err(error) => Err(BadPayload::Malformed(error.to_string())),
+        }
+    }
+
+    fn apply(&mut self, at: Mark, payload: &[u8], range: &KeyRange) -> CommandResult {
+        with_command(payload, |command| self.apply_command(at, command, range))
+            .unwrap_or(CommandResult::Malformed)
+    }
+
+    fn read(&self, query: &Query, range: &KeyRange) -> QueryResult {
+        match query {
+            Query::Get { key } if range.contains(key) => QueryResult::Value(self.get(key)),
+            Query::Get { .. } => QueryResult::Value(None),
+            Query::Scan { start, end, limit, bytes_max, reverse } => {
+                let limit = if *limit == 0 { usize::MAX } else { *limit as usize };
+                let bytes_max = *bytes_max as usize;
+                self.scan(Scan { start, end, limit, bytes_max, reverse: *reverse }, range)
+            }
+        }
+    }
+
+    /// Costs one reference count per key and value (some 50 ns per row), not their bytes: they are
+    /// copied where the dump is encoded.
+    fn dump(&self) -> Box<dyn Dump> {
+        let row = |(key, slot): (&Bytes, &Slot)| Row { key: key.clone(), value: slot.versioned() };
+        let len = HEAD_BYTES + self.bytes as usize + self.rows.len() * ROW_HEAD_BYTES;
+        Box::new(Picture { rows: self.rows.iter().map(row).collect(), len })
+    }
+
+    fn restore(&mut self, dump: &Bytes) -> Result<(), BadPayload> {
+        *self = Self::default();
+        if self.restore_rows(dump).is_none() {
+            *self = Self::default();
+            return Err(BadPayload::Malformed("not a dump of a memory store".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.bytes + self.rows.len() as u64 * ROW_OVERHEAD_BYTES
+    }
+
+    fn state_hash(&self) -> u64 {
+        self.hash
+    }
+}
+
+/// The arguments of a scan.
+struct Scan<'a> {
+    start: &'a [u8],
+    end: &'a [u8],
+    limit: usize,
+    bytes_max: usize,
+    reverse: bool,
+}
+
+impl Scan<'_> {
+    fn take<'a>(&self, rows: impl Iterator<Item = (&'a Bytes, &'a Slot)>) -> QueryResult {
+        let (mut taken, mut bytes) = (Vec::new(), 0_usize);
+        for (key, slot) in rows {
+            bytes += key.len() + slot.value.len();
+            if taken.len() >= self.limit || (bytes > self.bytes_max && !taken.is_empty()) {
+                return QueryResult::Rows(taken, true);
+            }
+            taken.push(Row { key: key.clone(), value: slot.versioned() });
+        }
+        QueryResult::Rows(taken, false)
+    }
+}
+
+/// The rows at one moment.
+struct Picture {
+    rows: Vec<Row>,
+    len: usize,
+}
+
+impl Dump for Picture {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn encode_into(&self, buffer: &mut [u8]) {
+        assert_eq!(buffer.len(), self.len, "a dump is encoded into exactly its length");
+        let (head, mut rest) = buffer.split_at_mut(HEAD_BYTES);
+        let mut write = |bytes: &[u8]| {
+            let (now, later) = std::mem::take(&mut rest).split_at_mut(bytes.len());
+            now.copy_from_slice(bytes);
+            rest = later;
+        };
+        for Row { key, value } in &self.rows {
+            write(&(key.len() as u32).to_le_bytes());
+            write(&(value.value.len() as u32).to_le_bytes());
+            write(&value.version.to_le_bytes());
+            write(key);
+            write(&value.value);
+        }
+        assert!(rest.is_empty(), "{} bytes of a dump's length are not accounted for", rest.len());
+        head[..8].copy_from_slice(MAGIC);
+        head[8..16].copy_from_slice(&(self.rows.len() as u64).to_le_bytes());
+        let crc = checksum(CrcAlgorithm::Crc64Nvme, &buffer[HEAD_BYTES..]);
+        buffer[16..24].copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
+/// Whether everything that the command touches lies in the range.
+fn within(command: &CommandView, range: &KeyRange) -> bool {
+    let conditions = command.conditions.iter().all(|condition| match condition {
+        ConditionView::Equals { key, .. }
+        | ConditionView::Absent { key }
+        | ConditionView::Version { key, .. } => range.contains(key),
+    });
+    let effects = command.effects.iter().all(|effect| match effect {
+        EffectView::Put { key, .. } | EffectView::Delete { key } => range.contains(key),
+        EffectView::DeleteRange { start, end } => {
+            let ends_within = end.is_empty() || range.end.is_empty() || end.get() <= &range.end[..];
+            range.contains(start) && ends_within
+        }
+    });
+    conditions && effects
+}
+
+/// The part of `start..end` that lies in `range`; an empty upper bound means none. `None` if nothing does.
+fn clip<'a>(start: &'a [u8], end: &'a [u8], range: &'a KeyRange) -> Option<(&'a [u8], &'a [u8])> {
+    let low = start.max(&range.start[..]);
+    let high = match (end.is_empty(), range.end.is_empty()) {
+        (true, _) => &range.end[..],
+        (false, true) => end,
+        (false, false) => end.min(&range.end[..]),
+    };
+    (high.is_empty() || low < high).then_some((low, high))
+}
+
+fn bounds<'a>(low: &'a [u8], high: &'a [u8]) -> (Bound<&'a [u8]>, Bound<&'a [u8]>) {
+    let high = if high.is_empty() { Bound::Unbounded } else { Bound::Excluded(high) };
+    (Bound::Included(low), high)
+}
+
+/// A bijective mix, so that the sum over rows has no structure that CRCs would leave in it.
+fn mix(number: u64) -> u64 {
+    let z = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+fn row_hash(key: &[u8], version: u64, value: &[u8]) -> u64 {
+    let crc = |bytes| checksum(CrcAlgorithm::Crc64Nvme, bytes);
+    mix(mix(crc(key).wrapping_add(mix(version.wrapping_add(1)))) ^ crc(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{COMMAND_HEAD_BYTES, WriteBatch, encode};
+
+    fn apply(store: &mut MemoryStore, index: u64, batch: &WriteBatch) -> CommandResult {
+        let command = encode(batch, 1).unwrap();
+        store.apply(Mark::new(1, index), &command[COMMAND_HEAD_BYTES..], &KeyRange::all())
+    }
+
+    fn put(store: &mut MemoryStore, index: u64, key: &'static str, value: &'static str) {
+        let result = apply(store, index, WriteBatch::new().put(key, value));
+        assert_eq!(result, CommandResult::Written);
+    }
+
+    fn keys(store: &MemoryStore, query: &Query, range: &KeyRange) -> (Vec<Bytes>, bool) {
+        let QueryResult::Rows(rows, more) = store.read(query, range) else { panic!() };
+        (rows.into_iter().map(|row| row.key).collect(), more)
+    }
+
+    fn scan(start: &'static str, end: &'static str, limit: u32, reverse: bool) -> Query {
+        let (start, end) = (Bytes::from(start), Bytes::from(end));
+        Query::Scan { start, end, limit, bytes_max: 1 << 20, reverse }
+    }
+
+    #[test]
+    fn a_failed_condition_changes_nothing_and_is_named() {
+        let mut store = MemoryStore::new();
+        put(&mut store, 7, "a", "1");
+        let before = store.state_hash();
+        let mut fails = |batch: &mut WriteBatch| apply(&mut store, 8, batch.put("a", "2"));
+        assert_eq!(fails(WriteBatch::new().if_absent("a")), CommandResult::ConditionFailed(0));
+        assert_eq!(
+            fails(WriteBatch::new().if_absent("b").if_equals("a", "2")),
+            CommandResult::ConditionFailed(1)
+        );
+        assert_eq!(fails(WriteBatch::new().if_equals("b", "")), CommandResult::ConditionFailed(0));
+        assert_eq!(fails(WriteBatch::new().if_version("a", 6)), CommandResult::ConditionFailed(0));
+        assert_eq!(store.state_hash(), before);
+        let mut holds = WriteBatch::new();
+        holds.if_version("a", 7).if_equals("a", "1").if_absent("b").put("a", "2");
+        assert_eq!(apply(&mut store, 9, &holds), CommandResult::Written);
+        let expected = Versioned { version: 9, value: Bytes::from("2") };
+        let read = store.read(&Query::Get { key: Bytes::from("a") }, &KeyRange::all());
+        assert_eq!(read, QueryResult::Value(Some(expected)));
+    }
+
+    #[test]
+    fn scans_keep_to_bounds_limits_and_the_range() {
+        let mut store = MemoryStore::new();
+        for (index, key) in ["a", "b", "c", "d", "e"].into_iter().enumerate() {
+            put(&mut store, index as u64 + 1, key, "v");
+        }
+        let all = KeyRange::all();
+        assert_eq!(keys(&store, &scan("b", "d", 9, false), &all), (vec!["b".into(), "c".into()], false));
+        assert_eq!(keys(&store, &scan("", "", 2, true), &all), (vec!["e".into(), "d".into()], true));
+        assert_eq!(keys(&store, &scan("", "", 0, false), &all), (vec![], true));
+        assert_eq!(keys(&store, &scan("d", "b", 9, false), &all), (vec![], false));
+        let narrow = KeyRange { start: Bytes::from("b"), end: Bytes::from("d") };
+        assert_eq!(keys(&store, &scan("", "", 9, false), &narrow), (vec!["b".into(), "c".into()], false));
+        let one_row =
+            Query::Scan { start: Bytes::new(), end: Bytes::new(), limit: 9, bytes_max: 0, reverse: false };
+        assert_eq!(keys(&store, &one_row, &all), (vec!["a".into()], true));
+    }
+
+    #[test]
+    fn the_hash_depends_on_the_state_and_not_on_its_history() {
+        let (mut one, mut other) = (MemoryStore::new(), MemoryStore::new());
+        put(&mut one, 1, "x", "gone");
+        put(&mut one, 2, "a", "old");
+        put(&mut one, 3, "a", "1");
+        put(&mut one, 4, "b", "2");
+        assert_eq!(
+            apply(&mut one, 5, WriteBatch::new().delete("x").delete_range("y", "")),
+            CommandResult::Written
+        );
+        put(&mut other, 4, "b", "2");
+        put(&mut other, 3, "a", "1");
+        assert_eq!((one.state_hash(), one.size_bytes()), (other.state_hash(), other.size_bytes()));
+        put(&mut other, 6, "a", "1");
+        assert_ne!(one.state_hash(), other.state_hash(), "a version is part of the state");
+        let all_gone = apply(&mut one, 7, WriteBatch::new().delete_range("", ""));
+        assert_eq!((all_gone, one.state_hash(), one.size_bytes()), (CommandResult::Written, 0, 0));
+    }
+
+    #[test]
+    fn a_dump_brings_back_the_state_and_a_damaged_one_an_empty_one() {
+        let mut store = MemoryStore::new();
+        put(&mut store, 1, "a", "1");
+        put(&mut store, 2, "b", "22");
+        let picture = store.dump();
+        put(&mut store, 3, "b", "later");
+        let mut bytes = vec![0; picture.len()];
+        picture.encode_into(&mut bytes);
+        let mut restored = MemoryStore::new();
+        restored.restore(&Bytes::from(bytes.clone())).unwrap();
+        let row = restored.get(b"b").unwrap();
+        assert_eq!((row.version, &row.value[..]), (2, &b"22"[..]));
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            assert!(restored.restore(&Bytes::from(damaged)).is_err(), "byte {at}");
+            assert!(restored.is_empty() && restored.state_hash() == 0);
+        }
+    }
+
+    #[test]
+    fn nothing_outside_of_the_range_is_touched() {
+        let narrow = KeyRange { start: Bytes::from("b"), end: Bytes::from("d") };
+        let store = MemoryStore::new();
+        let refused = |batch: &mut WriteBatch| {
+            let command = encode(batch, 1).unwrap();
+            let payload = &command[COMMAND_HEAD_BYTES..];
+            let applied = MemoryStore::new().apply(Mark::new(1, 1), payload, &narrow);
+            let checked = store.check(payload, &narrow);
+            assert_eq!(applied == CommandResult::OutOfRange, checked == Err(BadPayload::OutOfRange));
+            checked.is_err()
+        };
+        assert!(refused(WriteBatch::new().put("a", "")));
+        assert!(refused(WriteBatch::new().put("d", "")));
+        assert!(refused(WriteBatch::new().if_absent("e").put("b", "")));
+        assert!(refused(WriteBatch::new().delete_range("b", "e")));
+        assert!(refused(WriteBatch::new().delete_range("a", "c")));
+        assert!(!refused(WriteBatch::new().delete_range("b", "d").put("c", "")));
+    }
+}

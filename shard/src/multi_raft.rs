@@ -1,0 +1,331 @@
+//! [`MultiRaft`]: every replica of one core, and what comes in from outside. What goes out is in
+//! `turn.rs`.
+//!
+//! Invariant: whatever may give a replica something to do also puts its slot into the ready queue and
+//! arms its timer ([`MultiRaft::touch`]); [`MultiRaft::collect`] looks at nothing else.
+
+use crate::callers::Callers;
+use crate::config::ShardConfig;
+use crate::descriptor::Descriptor;
+use crate::ids::{CoreAddr, NodeId, ShardId};
+use crate::output::{DumpRead, DumpRemove, LogWrite, PersistToken, ShardState};
+use crate::peer::PeerMessage;
+use crate::peers::Peers;
+use crate::ready_queue::ReadyQueue;
+use crate::replica::{OnDurable, Replica, Stage};
+use crate::request::{Answer, RequestId};
+use crate::state_machine::StateMachine;
+use crate::status::Stats;
+use crate::timers::Timers;
+use crate::transfer::ReadOfDump;
+use floe_raft::{HardState, Mark, Nanos, Raft, Ready, Restored, WriteId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// All replicas of one core. Every method is a step of a pure state machine; `now` is monotonic and never goes
+/// back (an older one counts as the newest seen).
+pub struct MultiRaft {
+    pub(crate) me: CoreAddr,
+    pub(crate) config: ShardConfig,
+    pub(crate) boot_epoch: u64,
+    seed: u64,
+    pub(crate) now: Nanos,
+    pub(crate) slots: BTreeMap<ShardId, usize>,
+    pub(crate) replicas: Vec<Replica>,
+    pub(crate) queue: ReadyQueue,
+    pub(crate) timers: Timers,
+    pub(crate) peers: Peers,
+    pub(crate) callers: Callers,
+    /// Slots whose replica leads.
+    pub(crate) leaders: BTreeSet<usize>,
+    /// When the next beat is due.
+    pub(crate) beat_at: Nanos,
+    /// A beat is due with the next turn.
+    pub(crate) beat_owed: bool,
+    /// Slots whose replica has a head start.
+    pub(crate) starters: BTreeSet<usize>,
+    /// Slots with a dump on its way out or in, or a leadership on its way out: looked after at each beat.
+    pub(crate) watched: BTreeSet<usize>,
+    /// Slots that want to be dumped.
+    pub(crate) flush_queue: VecDeque<usize>,
+    pub(crate) dumps_running: usize,
+    pub(crate) dump_reads: BTreeMap<u64, ReadOfDump>,
+    pub(crate) dump_read_next: u64,
+    /// Incoming transfers.
+    pub(crate) incoming: usize,
+    pub(crate) outbox: Outbox,
+    pub(crate) refuses_proposals: bool,
+    pub(crate) ready: Ready,
+    pub(crate) stats: Stats,
+}
+
+/// What came up between two turns.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    pub(crate) sends: Vec<(CoreAddr, PeerMessage)>,
+    pub(crate) answers: Vec<(RequestId, Answer)>,
+    pub(crate) dump_saves: Vec<crate::output::DumpSave>,
+    pub(crate) dump_reads: Vec<DumpRead>,
+    pub(crate) dump_removes: Vec<DumpRemove>,
+}
+
+impl Outbox {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sends.is_empty()
+            && self.answers.is_empty()
+            && self.dump_saves.is_empty()
+            && self.dump_reads.is_empty()
+            && self.dump_removes.is_empty()
+    }
+}
+
+impl MultiRaft {
+    /// A core without replicas. `boot_epoch` is higher than that of every earlier boot of this node;
+    /// `seed` feeds the randomized election timeouts.
+    ///
+    /// # Panics
+    /// If `config` isn't valid or `me` is no core of this node.
+    pub fn new(me: CoreAddr, config: ShardConfig, boot_epoch: u64, seed: u64) -> Self {
+        if let Err(error) = config.validate() {
+            panic!("{me}: {error}");
+        }
+        Self {
+            me,
+            peers: Peers::new(me, config.cores),
+            config,
+            boot_epoch,
+            seed,
+            now: 0,
+            slots: BTreeMap::new(),
+            replicas: Vec::new(),
+            queue: ReadyQueue::default(),
+            timers: Timers::default(),
+            callers: Callers::default(),
+            leaders: BTreeSet::new(),
+            beat_at: 0,
+            beat_owed: false,
+            starters: BTreeSet::new(),
+            watched: BTreeSet::new(),
+            flush_queue: VecDeque::new(),
+            dumps_running: 0,
+            dump_reads: BTreeMap::new(),
+            dump_read_next: 0,
+            incoming: 0,
+            outbox: Outbox::default(),
+            refuses_proposals: false,
+            ready: Ready::default(),
+            stats: Stats::default(),
+        }
+    }
+
+    // --- replicas
+
+    /// Creates this node's replica of a new, empty shard. Takes part once its first record is durable.
+    ///
+    /// # Panics
+    /// If the shard is here already, or `descriptor` names no replica on this node.
+    pub fn bootstrap(&mut self, now: Nanos, descriptor: Descriptor, machine: Box<dyn StateMachine>) {
+        let place = descriptor.replica_on(self.me.node);
+        let Some(place) = place else { panic!("{}: {descriptor:?} has no replica here", self.me) };
+        let state = ShardState {
+            shard: descriptor.shard,
+            replica: place.replica,
+            home_epoch: 1,
+            descriptor: descriptor.encode(),
+            hard_state: HardState::default(),
+            flushed: Mark::ZERO,
+            generation: 0,
+            entries: Vec::new(),
+            lowest_replica: place.replica.get(),
+        };
+        self.add(now, state, descriptor, machine, true);
+    }
+
+    /// Brings back a replica from what recovery found. `machine` holds the state at `state.flushed`, and
+    /// `state.descriptor` is the one in force there: if there is a dump, the one in the dump's head.
+    /// With `rehome` its whole state is written first, under the next home epoch.
+    ///
+    /// # Panics
+    /// If the shard is here already, or `state` is not what was once written.
+    pub fn restore(
+        &mut self,
+        now: Nanos,
+        mut state: ShardState,
+        machine: Box<dyn StateMachine>,
+        rehome: bool,
+    ) {
+        let descriptor = match Descriptor::decode(&state.descriptor) {
+            Ok(descriptor) => descriptor,
+            Err(error) => panic!("{}: {error}", state.shard),
+        };
+        state.home_epoch += u64::from(rehome);
+        self.add(now, state, descriptor, machine, rehome);
+    }
+
+    fn add(
+        &mut self,
+        now: Nanos,
+        mut state: ShardState,
+        descriptor: Descriptor,
+        machine: Box<dyn StateMachine>,
+        writes_state: bool,
+    ) {
+        self.advance_clock(now);
+        assert!(
+            descriptor.shard == state.shard,
+            "{} with the descriptor of {}",
+            state.shard,
+            descriptor.shard
+        );
+        let restored = Restored {
+            hard_state: state.hard_state,
+            snapshot: state.flushed,
+            membership: descriptor.membership(),
+            entries: std::mem::take(&mut state.entries),
+            applied: state.flushed.index,
+        };
+        let seed = self.seed ^ state.shard.0.rotate_left(17);
+        let raft = Raft::new(state.replica, &self.config.raft, restored, self.now, seed);
+        let mut replica = Replica::new(&state, descriptor, raft, machine, self.boot_epoch);
+        replica.refresh_routes(&self.peers);
+        if writes_state {
+            replica.stage = Stage::Booting;
+            let record = LogWrite::Reset(Box::new(replica.state()));
+            replica.write_own(record, Some(OnDurable::Boot));
+        }
+        let slot = self.replicas.len();
+        let before = self.slots.insert(state.shard, slot);
+        assert!(before.is_none(), "{}: {} is here already", self.me, state.shard);
+        if replica.head_starts > 0 {
+            self.starters.insert(slot);
+        }
+        self.replicas.push(replica);
+        self.touch(slot);
+    }
+
+    // --- peers
+
+    /// A node with so many cores is connected. Where its replicas live follows from the core count.
+    pub fn peer_up(&mut self, now: Nanos, node: NodeId, cores: u16) {
+        self.advance_clock(now);
+        self.peers.up(node, cores);
+        for slot in 0..self.replicas.len() {
+            if self.replicas[slot].descriptor.replica_on(node).is_some() {
+                self.replicas[slot].refresh_routes(&self.peers);
+            }
+        }
+    }
+
+    /// The connection to one core of a node is gone. O(shards of this core).
+    pub fn peer_down(&mut self, now: Nanos, peer: CoreAddr) {
+        self.advance_clock(now);
+        for slot in 0..self.replicas.len() {
+            let gone = self.replicas[slot].routes.iter().find(|(_, addr)| *addr == peer);
+            if let Some(&(id, _)) = gone {
+                self.replicas[slot].raft.report_unreachable(id);
+                self.end_transfers_with(slot, id);
+                self.touch(slot);
+            }
+        }
+        self.peers.down(peer);
+        for replica in &mut self.replicas {
+            replica.routes.retain(|(_, addr)| *addr != peer);
+        }
+    }
+
+    // --- time
+
+    /// Fires everything that is due.
+    pub fn tick(&mut self, now: Nanos) {
+        self.advance_clock(now);
+        while let Some(slot) = self.timers.pop_due(self.now) {
+            let replica = &mut self.replicas[slot];
+            let deadline = replica.raft.deadline();
+            if deadline > self.now {
+                self.timers.arm(slot, deadline);
+            } else if replica.takes_part() {
+                replica.raft.tick(self.now);
+                self.touch(slot);
+            }
+        }
+        if self.now >= self.beat_at {
+            self.beat();
+        }
+    }
+
+    /// When [`MultiRaft::tick`] is to be called at the latest.
+    pub fn deadline(&self) -> Nanos {
+        self.timers.next().min(self.beat_at)
+    }
+
+    // --- durability
+
+    /// These writes, and everything before them, are durable.
+    pub fn persisted(&mut self, tokens: &[PersistToken]) {
+        for token in tokens {
+            let Some(&slot) = self.slots.get(&token.shard) else { continue };
+            if Replica::is_own(token.write) {
+                self.own_persisted(slot, token.write);
+            } else {
+                self.raft_persisted(slot, token.write);
+            }
+            self.touch(slot);
+        }
+    }
+
+    fn raft_persisted(&mut self, slot: usize, write: WriteId) {
+        let replica = &mut self.replicas[slot];
+        replica.raft.persisted(write);
+        if replica.install.as_ref().is_some_and(|install| install.write <= write) {
+            self.finish_install(slot);
+        }
+    }
+
+    fn own_persisted(&mut self, slot: usize, write: WriteId) {
+        while let Some((_, what)) =
+            self.replicas[slot].own_writes.pop_front_if(|(waiting, _)| *waiting <= write)
+        {
+            match what {
+                OnDurable::Boot => self.replicas[slot].stage = Stage::Running,
+                OnDurable::Remove(generation) => self.remove_dump(slot, generation),
+            }
+        }
+    }
+
+    // --- operators and harnesses
+
+    /// While on, proposals are refused with `Busy(DiskFull)`; everything else goes on.
+    pub fn refuse_proposals(&mut self, on: bool) {
+        self.refuses_proposals = on;
+    }
+
+    /// Makes the replica here campaign now. It never bypasses leader stickiness.
+    pub fn campaign(&mut self, now: Nanos, shard: ShardId) {
+        self.advance_clock(now);
+        if let Some(&slot) = self.slots.get(&shard)
+            && self.replicas[slot].takes_part()
+        {
+            self.replicas[slot].raft.campaign(self.now);
+            self.touch(slot);
+        }
+    }
+
+    // --- inside
+
+    pub(crate) fn advance_clock(&mut self, now: Nanos) {
+        self.now = self.now.max(now);
+    }
+
+    /// The replica may have something to do, and its deadline may have moved.
+    pub(crate) fn touch(&mut self, slot: usize) {
+        self.queue.push(slot);
+        let replica = &self.replicas[slot];
+        if replica.takes_part() {
+            self.timers.arm(slot, replica.raft.deadline());
+        }
+    }
+
+    /// The slot of a replica that takes part.
+    pub(crate) fn running(&self, shard: ShardId) -> Option<usize> {
+        self.slots.get(&shard).copied().filter(|&slot| self.replicas[slot].takes_part())
+    }
+}

@@ -1,0 +1,302 @@
+//! One shard's copy on this core: its Raft group, its state machine, and what ties the two together.
+//!
+//! Invariants: `base.flushed <= applied`, by index; Raft's log in memory begins at or before
+//! `base.flushed`, so that a [`crate::LogWrite::Reset`] can always be made; the machine's state is the
+//! one at `applied`, except in [`Stage::Broken`].
+
+use crate::command::split_head;
+use crate::descriptor::Descriptor;
+use crate::flush::Flush;
+use crate::ids::{CoreAddr, ShardId};
+use crate::output::{LogWrite, ShardState};
+use crate::peers::Peers;
+use crate::proposal::Proposals;
+use crate::reads::Reads;
+use crate::request::{Answer, Refusal, RequestId};
+use crate::shard_map::is_newer;
+use crate::state_machine::{CommandResult, StateMachine};
+use crate::transfer::{Incoming, Install, Outgoing};
+use bytes::Bytes;
+use floe_raft::{Entry, EntryKind, Mark, Raft, ReplicaId, WriteId};
+use std::collections::VecDeque;
+
+/// Write ids with this bit are the shard layer's own; Raft's never get there.
+const OWN_WRITE: u64 = 1 << 63;
+
+/// Campaigns ahead of time, one per beat: enough for the others to come up, few enough to end within an
+/// election timeout.
+const HEAD_STARTS: u8 = 5;
+
+/// Version byte of entries of kind `Admin`: an encoded descriptor.
+pub(crate) const ADMIN_VERSION: u8 = 1;
+
+/// Whether the replica takes part.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Its first record is not durable yet: it hears and says nothing.
+    Booting,
+    /// It takes part.
+    Running,
+    /// Its state can't be used any more; why. It hears and says nothing until a restart, which recovers
+    /// what was durable.
+    Broken(String),
+}
+
+/// What is durable besides Raft's own writes.
+pub(crate) struct Base {
+    pub(crate) home_epoch: u64,
+    /// The dump `generation` holds the state up to here.
+    pub(crate) flushed: Mark,
+    /// 0 = no dump: the state at `flushed` is empty.
+    pub(crate) generation: u64,
+    /// Length of that dump; `None` if a former boot saved it.
+    pub(crate) dump_len: Option<u64>,
+    /// Encoded descriptor as of `flushed`.
+    pub(crate) descriptor: Bytes,
+    pub(crate) lowest_replica: u64,
+}
+
+/// What happens when an own write is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnDurable {
+    /// The replica begins to take part.
+    Boot,
+    /// The dump of this generation is no longer named.
+    Remove(u64),
+}
+
+/// A command whose turn hasn't come: its replica has put enough into this turn.
+pub(crate) struct Held {
+    pub(crate) id: RequestId,
+    pub(crate) command: Bytes,
+}
+
+pub(crate) struct Replica {
+    pub(crate) shard: ShardId,
+    pub(crate) id: ReplicaId,
+    pub(crate) raft: Raft,
+    pub(crate) machine: Box<dyn StateMachine>,
+    /// In force at `applied`.
+    pub(crate) descriptor: Descriptor,
+    /// Where the machine's state stands.
+    pub(crate) applied: Mark,
+    pub(crate) stage: Stage,
+    pub(crate) base: Base,
+    /// Above every generation that a record names. A file that no record names is written over.
+    pub(crate) generation_next: u64,
+    /// Records of the shard layer's own for the next turn, in order.
+    pub(crate) own_records: Vec<LogWrite>,
+    /// What waits for own records that are on their way, oldest first.
+    pub(crate) own_writes: VecDeque<(WriteId, OnDurable)>,
+    own_write_next: u64,
+    pub(crate) proposals: Proposals,
+    pub(crate) held: VecDeque<Held>,
+    pub(crate) held_bytes: usize,
+    /// Bytes proposed since the last turn.
+    pub(crate) turn_bytes: usize,
+    pub(crate) reads: Reads,
+    /// Where the other replicas can be reached; those that can't be are not in it.
+    pub(crate) routes: Vec<(ReplicaId, CoreAddr)>,
+    /// How often it may still campaign ahead of time, so that first leaders spread; see `heartbeat.rs`.
+    pub(crate) head_starts: u8,
+    /// Who waits for a leadership transfer, and its target.
+    pub(crate) handing_over: Option<(RequestId, ReplicaId)>,
+    pub(crate) flush: Flush,
+    pub(crate) outgoing: Vec<Outgoing>,
+    pub(crate) incoming: Option<Box<Incoming>>,
+    pub(crate) install: Option<Install>,
+}
+
+/// What came of one entry, before it is known whether somebody waits for it.
+pub(crate) enum Applied {
+    Command(CommandResult),
+    WrongEpoch,
+    /// Entries without a result.
+    Nothing,
+}
+
+impl Replica {
+    /// `state.entries` are Raft's already.
+    pub(crate) fn new(
+        state: &ShardState,
+        descriptor: Descriptor,
+        raft: Raft,
+        machine: Box<dyn StateMachine>,
+        boot_epoch: u64,
+    ) -> Self {
+        let lowest_voter = raft.membership().voters.first().copied();
+        Self {
+            shard: state.shard,
+            id: state.replica,
+            head_starts: if lowest_voter == Some(state.replica) { HEAD_STARTS } else { 0 },
+            applied: state.flushed,
+            base: Base {
+                home_epoch: state.home_epoch,
+                flushed: state.flushed,
+                generation: state.generation,
+                dump_len: None,
+                descriptor: state.descriptor.clone(),
+                lowest_replica: state.lowest_replica,
+            },
+            generation_next: state.generation + 1,
+            raft,
+            machine,
+            descriptor,
+            stage: Stage::Running,
+            own_records: Vec::new(),
+            own_writes: VecDeque::new(),
+            own_write_next: 0,
+            proposals: Proposals::default(),
+            held: VecDeque::new(),
+            held_bytes: 0,
+            turn_bytes: 0,
+            reads: Reads::new(boot_epoch),
+            routes: Vec::new(),
+            handing_over: None,
+            flush: Flush::default(),
+            outgoing: Vec::new(),
+            incoming: None,
+            install: None,
+        }
+    }
+
+    pub(crate) fn takes_part(&self) -> bool {
+        self.stage == Stage::Running
+    }
+
+    /// Everything durable of the shard, as of now, to be written as one record.
+    pub(crate) fn state(&self) -> ShardState {
+        assert!(self.install.is_none(), "{}: no complete state while a snapshot is installed", self.shard);
+        let from = self.base.flushed.index + 1;
+        let last = self.raft.last_mark().index;
+        let entries = self.raft.entries(from, last, usize::MAX);
+        assert!(
+            entries.len() as u64 == (last + 1).saturating_sub(from),
+            "{}: the log in memory lacks some of {from}..={last}",
+            self.shard
+        );
+        ShardState {
+            shard: self.shard,
+            replica: self.id,
+            home_epoch: self.base.home_epoch,
+            descriptor: self.base.descriptor.clone(),
+            hard_state: self.raft.hard_state(),
+            flushed: self.base.flushed,
+            generation: self.base.generation,
+            entries,
+            lowest_replica: self.base.lowest_replica,
+        }
+    }
+
+    /// Writes a record of the shard layer's own with the next turn.
+    pub(crate) fn write_own(&mut self, record: LogWrite, on_durable: Option<OnDurable>) {
+        self.own_records.push(record);
+        if let Some(what) = on_durable {
+            self.own_writes.push_back((WriteId(OWN_WRITE | self.own_write_next), what));
+            self.own_write_next += 1;
+        }
+    }
+
+    /// Whether `write` names an own write and not one of Raft's.
+    pub(crate) fn is_own(write: WriteId) -> bool {
+        write.0 & OWN_WRITE != 0
+    }
+
+    pub(crate) fn take_generation(&mut self) -> u64 {
+        self.generation_next += 1;
+        self.generation_next - 1
+    }
+
+    pub(crate) fn refresh_routes(&mut self, peers: &Peers) {
+        let (me, shard) = (self.id, self.shard);
+        let others = self.descriptor.replicas.iter().filter(|place| place.replica != me);
+        let route = |node| peers.route(node, shard);
+        self.routes.clear();
+        self.routes.extend(others.filter_map(|place| Some((place.replica, route(place.node)?))));
+    }
+
+    /// Where `replica` can be reached, if it can.
+    pub(crate) fn route(&self, replica: ReplicaId) -> Option<CoreAddr> {
+        self.routes.iter().find(|(id, _)| *id == replica).map(|&(_, addr)| addr)
+    }
+
+    /// Whether, with this replica, a majority of the voters can be reached.
+    pub(crate) fn reaches_quorum(&self) -> bool {
+        let voters = &self.raft.membership().voters;
+        let reached = voters.iter().filter(|&&id| id == self.id || self.route(id).is_some()).count();
+        reached > voters.len() / 2
+    }
+
+    /// Applies one committed entry. In this order: range epoch, then the machine's own range check,
+    /// conditions and effects.
+    pub(crate) fn apply(&mut self, entry: &Entry) -> Applied {
+        assert!(
+            entry.mark.index == self.applied.index + 1,
+            "{}: {} can't be applied after {}",
+            self.shard,
+            entry.mark,
+            self.applied
+        );
+        self.applied = entry.mark;
+        self.flush.unflushed_bytes += entry.size();
+        match entry.kind {
+            EntryKind::Command => self.apply_command(entry),
+            EntryKind::Admin => {
+                self.apply_admin(entry);
+                Applied::Nothing
+            }
+            EntryKind::Noop | EntryKind::Membership => Applied::Nothing,
+        }
+    }
+
+    fn apply_command(&mut self, entry: &Entry) -> Applied {
+        match split_head(&entry.data) {
+            None => Applied::Command(CommandResult::Malformed),
+            Some((epoch, _)) if epoch != self.descriptor.epoch.range => Applied::WrongEpoch,
+            Some((_, payload)) => {
+                let range = &self.descriptor.range;
+                Applied::Command(self.machine.apply(entry.mark, payload, range))
+            }
+        }
+    }
+
+    /// A newer descriptor of this shard with the same members takes the place of the one in force.
+    fn apply_admin(&mut self, entry: &Entry) {
+        let Ok(descriptor) = Descriptor::decode(&entry.data) else { return };
+        if descriptor.shard == self.shard
+            && is_newer(descriptor.epoch, self.descriptor.epoch)
+            && descriptor.replicas == self.descriptor.replicas
+        {
+            self.descriptor = descriptor;
+        }
+    }
+
+    /// The answer for whoever proposed the entry at `applied`.
+    pub(crate) fn answer_for(&self, applied: &Applied) -> Answer {
+        match applied {
+            Applied::Command(CommandResult::Written) => Answer::Written { version: self.applied.index },
+            Applied::Command(CommandResult::ConditionFailed(condition)) => {
+                Answer::ConditionFailed { condition: *condition }
+            }
+            Applied::Command(CommandResult::OutOfRange) => Answer::Refused(self.out_of_range()),
+            Applied::Command(CommandResult::Malformed) => Answer::Refused(Refusal::BadCommand {
+                reason: "not a command of this shard's state machine".into(),
+            }),
+            Applied::WrongEpoch => Answer::Refused(self.wrong_epoch()),
+            Applied::Nothing => Answer::Done,
+        }
+    }
+
+    pub(crate) fn wrong_epoch(&self) -> Refusal {
+        Refusal::WrongEpoch { descriptor: Box::new(self.descriptor.clone()) }
+    }
+
+    pub(crate) fn out_of_range(&self) -> Refusal {
+        Refusal::OutOfRange { descriptor: Box::new(self.descriptor.clone()) }
+    }
+
+    /// Who leads, as a node.
+    pub(crate) fn not_leader(&self, leader: Option<ReplicaId>) -> Refusal {
+        Refusal::NotLeader { leader: leader.and_then(|id| self.descriptor.node_of(id)) }
+    }
+}

@@ -1,0 +1,221 @@
+//! What is asked of a core and what it answers. These cross the wire when a request is forwarded.
+
+use crate::descriptor::Descriptor;
+use crate::ids::{NodeId, ShardId};
+use bytes::Bytes;
+
+/// Names one request in flight at one core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Consistency {
+    /// Sees every write that was acknowledged before the read began. The default.
+    #[default]
+    Linearizable = 0,
+    /// Whatever the replica on this node has applied; may be arbitrarily old.
+    Stale = 1,
+}
+
+/// A request to one shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Replicate and apply a command.
+    Write {
+        /// The shard that owns every key of the command.
+        shard: ShardId,
+        /// The encoded command: see [`crate::command`].
+        command: Bytes,
+    },
+    /// Read from the state machine.
+    Read {
+        /// The shard that owns every key of the query.
+        shard: ShardId,
+        /// Range version of the descriptor by which the caller chose the shard.
+        range_epoch: u64,
+        /// What to read.
+        query: Query,
+        /// How fresh.
+        consistency: Consistency,
+    },
+    /// Hand the leadership of a shard over.
+    TransferLeadership {
+        /// The shard.
+        shard: ShardId,
+        /// The node whose replica is to lead.
+        to: NodeId,
+    },
+}
+
+impl Request {
+    /// The shard that is asked.
+    pub fn shard(&self) -> ShardId {
+        match self {
+            Self::Write { shard, .. } | Self::Read { shard, .. } | Self::TransferLeadership { shard, .. } => {
+                *shard
+            }
+        }
+    }
+
+    /// What the request counts for in byte budgets.
+    pub fn size(&self) -> usize {
+        std::mem::size_of::<Self>()
+            + match self {
+                Self::Write { command, .. } => command.len(),
+                Self::Read { query: Query::Get { key }, .. } => key.len(),
+                Self::Read { query: Query::Scan { start, end, .. }, .. } => start.len() + end.len(),
+                Self::TransferLeadership { .. } => 0,
+            }
+    }
+}
+
+/// A read of one shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Query {
+    /// One key.
+    Get {
+        /// The key.
+        key: Bytes,
+    },
+    /// A range of keys, one consistent snapshot of the shard.
+    Scan {
+        /// First key, inclusive.
+        start: Bytes,
+        /// First key after the range; empty = to the shard's end.
+        end: Bytes,
+        /// At most so many rows; 0 = no limit.
+        limit: u32,
+        /// At most so many bytes of keys and values; one row is always admitted.
+        bytes_max: u32,
+        /// From the end of the range towards its start.
+        reverse: bool,
+    },
+}
+
+/// A value and the version of its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Versioned {
+    /// Log index of the key's last write; a condition can name it.
+    pub version: u64,
+    /// The value.
+    pub value: Bytes,
+}
+
+/// One row of a scan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The key.
+    pub key: Bytes,
+    /// Its value and version.
+    pub value: Versioned,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The command was applied and all of its conditions held; its index is the new version of every
+    /// key that it wrote.
+    Written {
+        /// Log index of the command.
+        version: u64,
+    },
+    /// A condition of the command didn't hold: it changed nothing.
+    ConditionFailed {
+        /// Which condition, counted from 0.
+        condition: u32,
+    },
+    /// A get's value.
+    Value(Option<Versioned>),
+    /// A scan's rows.
+    Rows {
+        /// In the order asked for.
+        rows: Vec<Row>,
+        /// A limit ended the scan before the range's end: more may follow.
+        more: bool,
+    },
+    /// Something without a result of its own was done.
+    Done,
+    /// The request surely had no effect.
+    Refused(Refusal),
+    /// It isn't known whether the command has been, or will be, applied.
+    Unknown(UnknownReason),
+}
+
+/// Why a request surely had no effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// A bound is reached; which one. Try again later, slower.
+    Busy(BusyReason),
+    /// This node doesn't lead the shard; the node that does, if known.
+    NotLeader {
+        /// A hint.
+        leader: Option<NodeId>,
+    },
+    /// The caller's descriptor is stale; the current one.
+    WrongEpoch {
+        /// The shard's descriptor now.
+        descriptor: Box<Descriptor>,
+    },
+    /// A key lies outside of the shard's range; the shard's descriptor.
+    OutOfRange {
+        /// The shard's descriptor now.
+        descriptor: Box<Descriptor>,
+    },
+    /// This node has no replica of the shard.
+    NoSuchShard {
+        /// The shard asked for.
+        shard: ShardId,
+    },
+    /// The bytes are not a command, or one over a limit.
+    BadCommand {
+        /// What is wrong with them.
+        reason: String,
+    },
+    /// Another command took its place in the log after a change of leader.
+    Overwritten,
+    /// The deadline passed before anything was begun.
+    DeadlinePassed,
+    /// The node is shutting down or its core is fenced.
+    Unavailable {
+        /// Why.
+        reason: String,
+    },
+    /// The shard has no replica on the node that should lead it.
+    NotAMember {
+        /// That node.
+        node: NodeId,
+    },
+}
+
+/// Which bound made a request be refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum BusyReason {
+    /// The core's mailbox or request table is full.
+    Requests = 0,
+    /// The shard has too many uncommitted bytes.
+    UncommittedBytes = 1,
+    /// The log's disk is full.
+    DiskFull = 2,
+    /// Leadership of the shard is being handed over.
+    Transfer = 3,
+    /// The connection to the leader is full.
+    Transport = 4,
+}
+
+/// Why an outcome isn't known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum UnknownReason {
+    /// The deadline passed while the command was under way.
+    DeadlinePassed = 0,
+    /// The connection to the node that executes it broke.
+    Disconnected = 1,
+    /// The replica that was asked lost its leadership with the command in its log.
+    LeadershipLost = 2,
+    /// The node shut down with the command under way.
+    ShuttingDown = 3,
+}

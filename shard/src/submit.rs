@@ -1,0 +1,218 @@
+//! Requests from callers: checked where they enter, so that what is in the log can be applied.
+
+use crate::command::{COMMAND_VERSION, split_head};
+use crate::descriptor::Descriptor;
+use crate::ids::{NodeId, ShardId};
+use crate::multi_raft::MultiRaft;
+use crate::reads::PendingRead;
+use crate::replica::{ADMIN_VERSION, Held, Replica, Stage};
+use crate::request::{Answer, BusyReason, Consistency, Query, Refusal, Request, RequestId};
+use crate::shard_map::is_newer;
+use crate::state_machine::{BadPayload, QueryResult};
+use bytes::Bytes;
+use floe_raft::{EntryKind, Nanos, Refused};
+
+impl MultiRaft {
+    /// Takes a request. The answer follows in [`crate::Output::answers`].
+    ///
+    /// # Errors
+    /// What is answered at once: every refusal that is known here, and stale reads.
+    pub fn submit(&mut self, now: Nanos, id: RequestId, request: Request) -> Result<(), Answer> {
+        self.advance_clock(now);
+        let shard = request.shard();
+        let slot = *self.slots.get(&shard).ok_or(Answer::Refused(Refusal::NoSuchShard { shard }))?;
+        match &self.replicas[slot].stage {
+            Stage::Running => {}
+            Stage::Booting => return Err(Answer::Refused(Refusal::NotLeader { leader: None })),
+            Stage::Broken(reason) => {
+                return Err(Answer::Refused(Refusal::Unavailable { reason: reason.clone() }));
+            }
+        }
+        match request {
+            Request::Write { command, .. } => {
+                self.submit_write(slot, id, command).map_err(Answer::Refused)?
+            }
+            Request::Read { range_epoch, query, consistency, .. } => {
+                self.submit_read(slot, PendingRead { id, query, range_epoch }, consistency)?;
+            }
+            Request::TransferLeadership { to, .. } => self.hand_over(slot, id, to)?,
+        }
+        self.callers.opened();
+        self.touch(slot);
+        Ok(())
+    }
+
+    /// Nobody waits for the answer any more; what was begun goes on. Cheap: the request stays where it
+    /// waits and its answer is dropped. An answer that is in an [`crate::Output`] already is not taken back.
+    pub fn abandon(&mut self, id: RequestId) {
+        self.callers.abandon(id);
+    }
+
+    /// Replaces the shard's descriptor by a newer one with the same members (a new range epoch, range or feature
+    /// level), through the log. Answered with `Done` once applied.
+    ///
+    /// # Errors
+    /// As [`MultiRaft::submit`]; `WrongEpoch` if the descriptor isn't newer, or changes members.
+    pub fn change_descriptor(
+        &mut self,
+        now: Nanos,
+        id: RequestId,
+        descriptor: Descriptor,
+    ) -> Result<(), Answer> {
+        self.advance_clock(now);
+        let shard = descriptor.shard;
+        let slot = self.running(shard).ok_or(Answer::Refused(Refusal::NoSuchShard { shard }))?;
+        let replica = &mut self.replicas[slot];
+        let current = &replica.descriptor;
+        if !is_newer(descriptor.epoch, current.epoch) || descriptor.replicas != current.replicas {
+            return Err(Answer::Refused(replica.wrong_epoch()));
+        }
+        let data = descriptor.encode();
+        replica.propose(self.now, id, EntryKind::Admin, ADMIN_VERSION, data).map_err(Answer::Refused)?;
+        self.callers.opened();
+        self.touch(slot);
+        Ok(())
+    }
+
+    fn submit_write(&mut self, slot: usize, id: RequestId, command: Bytes) -> Result<(), Refusal> {
+        let replica = &mut self.replicas[slot];
+        if !replica.raft.is_leader() {
+            return Err(replica.not_leader(replica.raft.leader()));
+        }
+        if self.refuses_proposals {
+            return Err(Refusal::Busy(BusyReason::DiskFull));
+        }
+        replica.check_command(&command)?;
+        let len = command.len();
+        let is_full = replica.turn_bytes > 0 && replica.turn_bytes + len > self.config.turn_bytes_max;
+        if is_full || !replica.held.is_empty() {
+            return replica.hold(Held { id, command }, self.config.raft.uncommitted_bytes_max);
+        }
+        replica.turn_bytes += len;
+        replica.propose(self.now, id, EntryKind::Command, COMMAND_VERSION, command)?;
+        self.stats.proposals += 1;
+        Ok(())
+    }
+
+    fn submit_read(
+        &mut self,
+        slot: usize,
+        read: PendingRead,
+        consistency: Consistency,
+    ) -> Result<(), Answer> {
+        let replica = &mut self.replicas[slot];
+        if consistency == Consistency::Stale {
+            self.stats.reads += 1;
+            return Err(replica.serve(&read.query, read.range_epoch));
+        }
+        if !replica.raft.is_leader() {
+            return Err(Answer::Refused(replica.not_leader(replica.raft.leader())));
+        }
+        replica.check_read(&read.query, read.range_epoch).map_err(Answer::Refused)?;
+        replica.reads.push(read);
+        Ok(())
+    }
+
+    fn hand_over(&mut self, slot: usize, id: RequestId, to: NodeId) -> Result<(), Answer> {
+        let replica = &mut self.replicas[slot];
+        if !replica.raft.is_leader() {
+            return Err(Answer::Refused(replica.not_leader(replica.raft.leader())));
+        }
+        let Some(target) = replica.descriptor.replica_on(to).map(|place| place.replica) else {
+            return Err(Answer::Refused(Refusal::NotAMember { node: to }));
+        };
+        if target == replica.id {
+            return Err(Answer::Done);
+        }
+        if replica.handing_over.is_some() {
+            return Err(Answer::Refused(Refusal::Busy(BusyReason::Transfer)));
+        }
+        let began = replica.raft.transfer_leadership(self.now, target);
+        began.map_err(|why| match why {
+            Refused::NotAVoter => Answer::Refused(Refusal::NotAMember { node: to }),
+            why => Answer::Refused(replica.refusal(why)),
+        })?;
+        replica.handing_over = Some((id, target));
+        self.watched.insert(slot);
+        Ok(())
+    }
+
+    /// A descriptor of a shard whose replica is here.
+    pub fn descriptor(&self, shard: ShardId) -> Option<&Descriptor> {
+        self.slots.get(&shard).map(|&slot| &self.replicas[slot].descriptor)
+    }
+}
+
+impl Replica {
+    /// Epoch, form, limits and range of a command.
+    fn check_command(&self, command: &[u8]) -> Result<(), Refusal> {
+        let malformed = |reason| Refusal::BadCommand { reason };
+        let Some((epoch, payload)) = split_head(command) else {
+            return Err(malformed("shorter than a command's head".to_owned()));
+        };
+        if epoch != self.descriptor.epoch.range {
+            return Err(self.wrong_epoch());
+        }
+        self.machine.check(payload, &self.descriptor.range).map_err(|bad| match bad {
+            BadPayload::OutOfRange => self.out_of_range(),
+            BadPayload::Malformed(reason) => malformed(reason),
+        })
+    }
+
+    pub(crate) fn propose(
+        &mut self,
+        now: Nanos,
+        id: RequestId,
+        kind: EntryKind,
+        version: u8,
+        data: Bytes,
+    ) -> Result<(), Refusal> {
+        match self.raft.propose(now, kind, version, data) {
+            Ok(mark) => {
+                self.proposals.push(mark, id);
+                Ok(())
+            }
+            Err(why) => Err(self.refusal(why)),
+        }
+    }
+
+    /// Keeps a command for a later turn, within bounds.
+    fn hold(&mut self, held: Held, bytes_max: usize) -> Result<(), Refusal> {
+        if self.held_bytes + held.command.len() > bytes_max {
+            return Err(Refusal::Busy(BusyReason::UncommittedBytes));
+        }
+        self.held_bytes += held.command.len();
+        self.held.push_back(held);
+        Ok(())
+    }
+
+    pub(crate) fn refusal(&self, why: Refused) -> Refusal {
+        match why {
+            Refused::NotLeader { leader } => self.not_leader(leader),
+            Refused::TransferInProgress { .. } => Refusal::Busy(BusyReason::Transfer),
+            Refused::TooManyUncommittedBytes => Refusal::Busy(BusyReason::UncommittedBytes),
+            why => Refusal::Unavailable { reason: why.to_string() },
+        }
+    }
+
+    fn check_read(&self, query: &Query, range_epoch: u64) -> Result<(), Refusal> {
+        if range_epoch != self.descriptor.epoch.range {
+            return Err(self.wrong_epoch());
+        }
+        match query {
+            Query::Get { key } if !self.descriptor.range.contains(key) => Err(self.out_of_range()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the state as it is.
+    pub(crate) fn serve(&self, query: &Query, range_epoch: u64) -> Answer {
+        if let Err(refusal) = self.check_read(query, range_epoch) {
+            return Answer::Refused(refusal);
+        }
+        match self.machine.read(query, &self.descriptor.range) {
+            QueryResult::Value(value) => Answer::Value(value),
+            QueryResult::Rows(rows, more) => Answer::Rows { rows, more },
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! One turn of a core: every replica that may have something to do is stepped once, and what comes of
+//! it goes into one [`Output`]. This is where batching comes from: one WAL append for all of them, and one
+//! batch per peer.
+
+use crate::command::COMMAND_VERSION;
+use crate::heartbeat::post;
+use crate::ids::ShardId;
+use crate::multi_raft::MultiRaft;
+use crate::output::{DumpRemove, LogWrite, Output, PersistToken};
+use crate::peer::PeerMessage;
+use crate::proposal::Fate;
+use crate::replica::Replica;
+use crate::request::{Answer, BusyReason, Refusal, UnknownReason};
+use floe_raft::{EntryKind, Leadership, Message, Nanos, Ready};
+
+impl MultiRaft {
+    /// Steps every ready replica once and adds what they want done to `out`. What the caps leave over is
+    /// there for the next call: see [`MultiRaft::has_work`].
+    pub fn collect(&mut self, now: Nanos, out: &mut Output) {
+        self.advance_clock(now);
+        for _ in 0..self.queue.len() {
+            if let Some(slot) = self.queue.pop() {
+                self.turn(slot, out);
+            }
+        }
+        self.start_flushes(out);
+        self.post_beats(out);
+        self.drain_outbox(out);
+    }
+
+    /// Whether [`MultiRaft::collect`] would do something.
+    pub fn has_work(&self) -> bool {
+        !self.queue.is_empty() || self.beat_owed || !self.outbox.is_empty() || self.may_start_flush()
+    }
+
+    fn turn(&mut self, slot: usize, out: &mut Output) {
+        write_own_records(&mut self.replicas[slot], out);
+        if !self.replicas[slot].takes_part() {
+            return;
+        }
+        self.propose_held(slot, out);
+        self.ask_reads(slot);
+        let mut ready = std::mem::take(&mut self.ready);
+        self.replicas[slot].raft.ready(&mut ready);
+        self.replicas[slot].turn_bytes = 0;
+        if let Some(leadership) = ready.leadership {
+            self.note_leadership(slot, leadership, out);
+        }
+        self.write(slot, &mut ready, out);
+        self.send(slot, &mut ready, out);
+        self.apply(slot, &mut ready, out);
+        self.answer_reads(slot, &ready, out);
+        for &follower in &ready.snapshots_needed {
+            self.feed_dump(slot, follower);
+        }
+        self.ready = ready;
+        self.end_turn(slot);
+    }
+
+    fn end_turn(&mut self, slot: usize) {
+        self.maybe_want_flush(slot);
+        let replica = &mut self.replicas[slot];
+        replica.maybe_compact(self.config.log_bytes_max);
+        if replica.raft.has_ready() || !replica.held.is_empty() || !replica.own_records.is_empty() {
+            self.queue.push(slot);
+        }
+        self.timers.arm(slot, self.replicas[slot].raft.deadline());
+    }
+
+    /// Proposes what earlier turns had no room for, as far as this one has.
+    fn propose_held(&mut self, slot: usize, out: &mut Output) {
+        let Self { replicas, config, callers, stats, now, .. } = self;
+        let replica = &mut replicas[slot];
+        while let Some(held) = replica.held.front() {
+            let len = held.command.len();
+            let has_room = replica.turn_bytes == 0 || replica.turn_bytes + len <= config.turn_bytes_max;
+            if !has_room && replica.raft.is_leader() {
+                break;
+            }
+            let held = replica.held.pop_front().expect("the front was just looked at");
+            replica.held_bytes -= len;
+            replica.turn_bytes += len;
+            let proposed = replica.propose(*now, held.id, EntryKind::Command, COMMAND_VERSION, held.command);
+            match proposed {
+                Ok(()) => stats.proposals += 1,
+                Err(refusal) => callers.answer(held.id, Answer::Refused(refusal), &mut out.answers),
+            }
+        }
+    }
+
+    fn ask_reads(&mut self, slot: usize) {
+        let replica = &mut self.replicas[slot];
+        if replica.reads.ask(&mut replica.raft, self.now) {
+            self.stats.read_rounds += 1;
+        }
+    }
+
+    fn note_leadership(&mut self, slot: usize, leadership: Leadership, out: &mut Output) {
+        if leadership.is_self {
+            self.leaders.insert(slot);
+            self.stats.elections += 1;
+        } else if self.leaders.remove(&slot) {
+            self.end_outgoing(slot);
+        }
+        let replica = &mut self.replicas[slot];
+        if leadership.leader.is_none() {
+            return;
+        }
+        replica.head_starts = 0;
+        let other = |leader| Answer::Refused(replica.not_leader(leader));
+        let settled = match replica.handing_over {
+            Some((_, target)) if leadership.leader == Some(target) => Answer::Done,
+            _ => other(leadership.leader),
+        };
+        if let Some((id, _)) = replica.handing_over.take_if(|_| !leadership.is_self) {
+            self.callers.answer(id, settled, &mut out.answers);
+        }
+    }
+
+    /// Raft's writes. The snapshot's record comes after the entries: it keeps those after its mark.
+    fn write(&mut self, slot: usize, ready: &mut Ready, out: &mut Output) {
+        let install = ready.snapshot.take();
+        self.drop_unwanted_dump(slot, install.is_some());
+        let Some(write) = ready.write else { return };
+        let (shard, replica) = (self.replicas[slot].shard, self.replicas[slot].id);
+        if let Some(state) = ready.hard_state {
+            out.writes.push(LogWrite::HardState { shard, replica, state });
+        }
+        if !ready.entries.is_empty() {
+            let entries = ready.entries.drain(..).collect();
+            out.writes.push(LogWrite::Entries { shard, replica, entries });
+        }
+        if let Some(install) = install {
+            self.install_dump(slot, write, install, out);
+        }
+        out.persists.push(PersistToken { shard, write });
+    }
+
+    fn send(&mut self, slot: usize, ready: &mut Ready, out: &mut Output) {
+        let Self { replicas, boot_epoch, .. } = self;
+        let replica = &replicas[slot];
+        let (shard, epoch) = (replica.shard, replica.descriptor.epoch);
+        for message in ready.messages.drain(..) {
+            if let Some(addr) = replica.route(message.to) {
+                let batch = out.sends.entry(addr).or_default();
+                post(batch, *boot_epoch, shard, epoch, message);
+            }
+        }
+        let routed = |message: Message| Some((replica.route(message.to)?, message));
+        let late = ready.messages_after_persist.drain(..).filter_map(routed);
+        out.sends_after
+            .extend(late.map(|(addr, message)| (addr, PeerMessage::Raft { shard, epoch, message })));
+    }
+
+    fn apply(&mut self, slot: usize, ready: &mut Ready, out: &mut Output) {
+        let Self { replicas, callers, stats, .. } = self;
+        let replica = &mut replicas[slot];
+        let Some(last) = ready.committed.last().map(|entry| entry.mark.index) else { return };
+        stats.applied += ready.committed.len() as u64;
+        for entry in ready.committed.drain(..) {
+            let applied = replica.apply(&entry);
+            while let Some((id, fate)) = replica.proposals.settle(entry.mark) {
+                let answer = match fate {
+                    Fate::Applied => {
+                        stats.commits += 1;
+                        replica.answer_for(&applied)
+                    }
+                    Fate::Overwritten => Answer::Refused(Refusal::Overwritten),
+                    Fate::Unknown => Answer::Unknown(UnknownReason::LeadershipLost),
+                };
+                callers.answer(id, answer, &mut out.answers);
+            }
+        }
+        replica.raft.applied(last);
+    }
+
+    /// Serves the reads whose round is confirmed and applied, and turns away those whose round was dropped.
+    pub(crate) fn answer_reads(&mut self, slot: usize, ready: &Ready, out: &mut Output) {
+        let Self { replicas, callers, stats, .. } = self;
+        let replica = &mut replicas[slot];
+        for read in &ready.reads {
+            replica.reads.confirm(read.context, read.index);
+        }
+        for &context in &ready.reads_dropped {
+            replica.reads.drop_round(context);
+        }
+        while let Some((read, may_serve)) = replica.reads.pop(replica.applied.index) {
+            if !callers.wants(read.id) {
+                callers.close(read.id);
+                continue;
+            }
+            let answer = if may_serve {
+                stats.reads += 1;
+                replica.serve(&read.query, read.range_epoch)
+            } else {
+                Answer::Refused(replica.not_leader(replica.raft.leader()))
+            };
+            callers.answer(read.id, answer, &mut out.answers);
+        }
+    }
+
+    /// A transfer that Raft has given up leaves its asker refused.
+    pub(crate) fn check_hand_over(&mut self, slot: usize) {
+        let replica = &mut self.replicas[slot];
+        let runs = replica.raft.status().transfer_to.is_some();
+        if let Some((id, _)) = replica.handing_over.take_if(|_| replica.raft.is_leader() && !runs) {
+            let answer = Answer::Refused(Refusal::Busy(BusyReason::Transfer));
+            self.callers.answer(id, answer, &mut self.outbox.answers);
+        }
+    }
+
+    /// Nothing names this dump any more.
+    pub(crate) fn push_remove(&mut self, slot: usize, generation: u64) {
+        let Replica { shard, id, .. } = self.replicas[slot];
+        self.outbox.dump_removes.push(DumpRemove { shard, replica: id, generation });
+    }
+
+    fn drain_outbox(&mut self, out: &mut Output) {
+        for (addr, message) in self.outbox.sends.drain(..) {
+            out.sends.entry(addr).or_default().messages.push(message);
+        }
+        out.answers.append(&mut self.outbox.answers);
+        out.dump_saves.append(&mut self.outbox.dump_saves);
+        out.dump_reads.append(&mut self.outbox.dump_reads);
+        out.dump_removes.append(&mut self.outbox.dump_removes);
+    }
+
+    /// The shards with a replica on this core, in order.
+    pub fn shards(&self) -> impl Iterator<Item = ShardId> {
+        self.slots.keys().copied()
+    }
+}
+
+/// The shard layer's own records, in the order in which they came up.
+fn write_own_records(replica: &mut Replica, out: &mut Output) {
+    if replica.own_records.is_empty() {
+        return;
+    }
+    out.writes.append(&mut replica.own_records);
+    if let Some(&(write, _)) = replica.own_writes.back() {
+        out.persists.push(PersistToken { shard: replica.shard, write });
+    }
+}

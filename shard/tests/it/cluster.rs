@@ -1,0 +1,305 @@
+//! Three nodes in memory: messages take a turn, disks take as long as a test says, both can be cut.
+
+#![allow(clippy::unwrap_used, reason = "a fixture: what fails here is a failed test")]
+
+use bytes::Bytes;
+use floe_raft::{Mark, Nanos};
+use floe_shard::*;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+pub const MS: Nanos = 1_000_000;
+
+/// One group commit on its way to the disk.
+struct Commit {
+    due_at: Nanos,
+    writes: Vec<LogWrite>,
+    persists: Vec<PersistToken>,
+    sends_after: Vec<(CoreAddr, PeerMessage)>,
+}
+
+pub struct Node {
+    pub addr: CoreAddr,
+    pub multi: MultiRaft,
+    in_flight: VecDeque<Commit>,
+    pub disk: BTreeMap<ShardId, ShardState>,
+    pub dumps: BTreeMap<(ShardId, u64), Bytes>,
+    saved: Vec<(ShardId, floe_raft::ReplicaId, u64)>,
+    pub answers: BTreeMap<RequestId, Answer>,
+    pub beats_sent: u64,
+    /// Most entries that one turn of one shard wrote.
+    pub entries_per_turn: usize,
+}
+
+pub struct Cluster {
+    pub now: Nanos,
+    pub nodes: Vec<Node>,
+    pub config: ShardConfig,
+    pub map: ShardMap,
+    /// Nodes that nobody hears.
+    pub isolated: BTreeSet<usize>,
+    pub disk_latency: Nanos,
+    network: VecDeque<(CoreAddr, CoreAddr, PeerBatch)>,
+    next_id: u64,
+}
+
+pub fn addr(node: usize) -> CoreAddr {
+    CoreAddr { node: NodeId(node as u64 + 1), core: 0 }
+}
+
+impl Cluster {
+    pub fn new(config: ShardConfig, shards: u32) -> Self {
+        let ids: Vec<_> = (0..3).map(|node| addr(node).node).collect();
+        let descriptors = pre_split(&ids, shards, 3);
+        let nodes = (0..3).map(|node| Node::new(node, &config, 1)).collect();
+        let mut cluster = Self {
+            now: MS,
+            nodes,
+            config,
+            map: ShardMap::new(descriptors.clone()),
+            isolated: BTreeSet::new(),
+            disk_latency: 2 * MS,
+            network: VecDeque::new(),
+            next_id: 1,
+        };
+        for node in 0..3 {
+            for descriptor in &descriptors {
+                let machine = Box::new(MemoryStore::new());
+                cluster.nodes[node].multi.bootstrap(cluster.now, descriptor.clone(), machine);
+            }
+            cluster.connect(node);
+        }
+        cluster
+    }
+
+    pub fn connect(&mut self, node: usize) {
+        for peer in (0..3).filter(|&peer| peer != node) {
+            self.nodes[node].multi.peer_up(self.now, addr(peer).node, 1);
+        }
+    }
+
+    /// One millisecond passes.
+    pub fn turn(&mut self) {
+        self.now += MS;
+        for (from, to, batch) in std::mem::take(&mut self.network) {
+            let ends = [from, to].map(|end| end.node.0 as usize - 1);
+            if !ends.iter().any(|end| self.isolated.contains(end)) {
+                self.nodes[ends[1]].multi.receive(self.now, from, batch);
+            }
+        }
+        for node in &mut self.nodes {
+            let sends = node.turn(self.now, self.disk_latency);
+            let from = node.addr;
+            self.network.extend(sends.into_iter().map(|(to, batch)| (from, to, batch)));
+        }
+    }
+
+    pub fn run(&mut self, ms: u64) {
+        for _ in 0..ms {
+            self.turn();
+        }
+    }
+
+    /// Runs until `done`, at most 10 seconds.
+    pub fn run_until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
+        for _ in 0..10_000 {
+            if done(self) {
+                return;
+            }
+            self.turn();
+        }
+        panic!("{what}: not within 10 s");
+    }
+
+    pub fn leader_of(&self, shard: ShardId) -> Option<usize> {
+        let leads = |node: &usize| {
+            !self.isolated.contains(node)
+                && self.nodes[*node].multi.raft(shard).is_some_and(|raft| raft.is_leader())
+        };
+        (0..3).find(leads)
+    }
+
+    pub fn await_leader(&mut self, shard: ShardId) -> usize {
+        self.run_until("a leader", |cluster| cluster.leader_of(shard).is_some());
+        self.leader_of(shard).unwrap()
+    }
+
+    /// Submits to a node; the answer is there at once or in `Node::answers` later.
+    pub fn submit(&mut self, node: usize, request: Request) -> RequestId {
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        if let Err(answer) = self.nodes[node].multi.submit(self.now, id, request) {
+            self.nodes[node].answers.insert(id, answer);
+        }
+        id
+    }
+
+    /// Submits and waits for the answer.
+    pub fn ask(&mut self, node: usize, request: Request) -> Answer {
+        let id = self.submit(node, request);
+        self.run_until("an answer", |cluster| cluster.nodes[node].answers.contains_key(&id));
+        self.nodes[node].answers.remove(&id).unwrap()
+    }
+
+    pub fn put(&mut self, node: usize, shard: ShardId, key: &[u8], value: &[u8]) -> Answer {
+        self.ask(node, write(shard, key, value))
+    }
+
+    pub fn get(&mut self, node: usize, shard: ShardId, key: &'static [u8]) -> Answer {
+        self.ask(node, get(shard, key, Consistency::Linearizable))
+    }
+
+    /// Power failure: only what is durable comes back.
+    pub fn restart(&mut self, node: usize, rehome: bool) {
+        let before = std::mem::replace(&mut self.nodes[node], Node::new(node, &self.config, 2));
+        for (_, mut state) in before.disk {
+            let mut machine = MemoryStore::new();
+            if state.generation > 0 {
+                let (head, body) = open_dump(&before.dumps[&(state.shard, state.generation)]).unwrap();
+                assert_eq!(head.mark, state.flushed);
+                machine.restore(&body).unwrap();
+                state.descriptor = head.descriptor.encode();
+            }
+            self.nodes[node].disk.insert(state.shard, state.clone());
+            self.nodes[node].multi.restore(self.now, state, Box::new(machine), rehome);
+        }
+        self.nodes[node].dumps = before.dumps;
+        self.connect(node);
+    }
+
+    pub fn assert_equal_states(&self, shard: ShardId) {
+        let hashes: Vec<_> = self.nodes.iter().map(|node| node.multi.state_hash(shard).unwrap()).collect();
+        assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");
+    }
+}
+
+impl Node {
+    fn new(node: usize, config: &ShardConfig, boot_epoch: u64) -> Self {
+        Self {
+            addr: addr(node),
+            multi: MultiRaft::new(addr(node), config.clone(), boot_epoch, 7 + node as u64),
+            in_flight: VecDeque::new(),
+            disk: BTreeMap::new(),
+            dumps: BTreeMap::new(),
+            saved: Vec::new(),
+            answers: BTreeMap::new(),
+            beats_sent: 0,
+            entries_per_turn: 0,
+        }
+    }
+
+    fn turn(&mut self, now: Nanos, disk_latency: Nanos) -> BTreeMap<CoreAddr, PeerBatch> {
+        let mut sends: BTreeMap<CoreAddr, PeerBatch> = BTreeMap::new();
+        while let Some(commit) = self.in_flight.pop_front_if(|commit| commit.due_at <= now) {
+            commit.writes.into_iter().for_each(|write| self.make_durable(write));
+            self.multi.persisted(&commit.persists);
+            for (to, message) in commit.sends_after {
+                sends.entry(to).or_default().messages.push(message);
+            }
+        }
+        for (shard, replica, generation) in std::mem::take(&mut self.saved) {
+            self.multi.dump_saved(shard, replica, generation, Ok(()));
+        }
+        if self.multi.deadline() <= now {
+            self.multi.tick(now);
+        }
+        let mut out = Output { sends, ..Output::default() };
+        let mut turns = 0;
+        while self.multi.has_work() {
+            let written = out.writes.len();
+            self.multi.collect(now, &mut out);
+            let entries = out.writes[written..].iter().map(entries_of).max().unwrap_or(0);
+            self.entries_per_turn = self.entries_per_turn.max(entries);
+            turns += 1;
+            assert!(turns < 1000, "a turn never ends");
+        }
+        self.carry_out(now + disk_latency, out)
+    }
+
+    fn carry_out(&mut self, due_at: Nanos, out: Output) -> BTreeMap<CoreAddr, PeerBatch> {
+        for save in out.dump_saves {
+            let mut bytes = vec![0; save.data.len()];
+            save.data.encode_into(&mut bytes);
+            self.dumps.insert((save.shard, save.generation), Bytes::from(bytes));
+            self.saved.push((save.shard, save.replica, save.generation));
+        }
+        for remove in out.dump_removes {
+            self.dumps.remove(&(remove.shard, remove.generation)).expect("removed once");
+        }
+        for read in out.dump_reads {
+            let (offset, len) = (read.offset as usize, read.len as usize);
+            let part =
+                self.dumps.get(&(read.shard, read.generation)).map(|dump| dump.slice(offset..offset + len));
+            self.multi.dump_read(read.token, part.ok_or("gone".to_owned()));
+        }
+        for (id, answer) in out.answers {
+            assert!(self.answers.insert(id, answer).is_none(), "{id:?} is answered twice");
+        }
+        self.beats_sent += out.sends.values().filter(|batch| batch.beat.is_some()).count() as u64;
+        self.in_flight.push_back(Commit {
+            due_at,
+            writes: out.writes,
+            persists: out.persists,
+            sends_after: out.sends_after,
+        });
+        out.sends
+    }
+
+    fn at(&mut self, shard: ShardId) -> &mut ShardState {
+        self.disk.get_mut(&shard).expect("a shard begins with a Reset")
+    }
+
+    /// What a WAL's recovery makes of its records.
+    fn make_durable(&mut self, write: LogWrite) {
+        match write {
+            LogWrite::Reset(state) => {
+                self.disk.insert(state.shard, *state);
+            }
+            LogWrite::HardState { shard, state, .. } => self.at(shard).hard_state = state,
+            LogWrite::Entries { shard, entries, .. } => {
+                let (log, first) = (&mut self.at(shard).entries, entries[0].mark.index);
+                log.retain(|entry| entry.mark.index < first);
+                log.extend(entries);
+            }
+            LogWrite::TruncatePrefix { shard, flushed, generation, .. } => {
+                self.at(shard).cut(flushed, generation, true)
+            }
+            LogWrite::SnapshotInstall { shard, mark, generation, keep_suffix, .. } => {
+                self.at(shard).cut(mark, generation, keep_suffix);
+            }
+        }
+    }
+}
+
+fn entries_of(write: &LogWrite) -> usize {
+    match write {
+        LogWrite::Entries { entries, .. } => entries.len(),
+        _ => 0,
+    }
+}
+
+trait Cut {
+    fn cut(&mut self, flushed: Mark, generation: u64, keep_suffix: bool);
+}
+
+impl Cut for ShardState {
+    fn cut(&mut self, flushed: Mark, generation: u64, keep_suffix: bool) {
+        (self.flushed, self.generation) = (flushed, generation);
+        self.entries.retain(|entry| keep_suffix && entry.mark.index > flushed.index);
+    }
+}
+
+pub fn write(shard: ShardId, key: &[u8], value: &[u8]) -> Request {
+    Request::Write { shard, command: encode_put(1, key, value).unwrap() }
+}
+
+pub fn get(shard: ShardId, key: &'static [u8], consistency: Consistency) -> Request {
+    Request::Read { shard, range_epoch: 1, query: Query::Get { key: Bytes::from_static(key) }, consistency }
+}
+
+/// The value of an answered get.
+pub fn value_of(answer: &Answer) -> Option<&[u8]> {
+    match answer {
+        Answer::Value(value) => value.as_ref().map(|value| &value.value[..]),
+        other => panic!("not a value: {other:?}"),
+    }
+}

@@ -1,0 +1,181 @@
+//! No acknowledged write is lost, none is applied twice, no refused one is applied, and nobody's answer
+//! contradicts the one committed history.
+//!
+//! Clients say what they send and what came back. An acknowledgement is checked at once against the
+//! canonical history ([`RaftSafety`]); at the end the whole history is replayed by a little model of the
+//! store, which gives the state that the final reads must find and the outcome of every conditional write.
+
+use crate::checker::Violation;
+use crate::checker::raft_safety::{RaftSafety, entry_hash};
+use floe_raft::{EntryKind, Index};
+use floe_shard::ShardId;
+use std::collections::BTreeMap;
+
+/// What a command requires of its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Nothing.
+    None,
+    /// That it doesn't exist.
+    Absent,
+    /// That its last write has this log index.
+    Version(Index),
+}
+
+/// What a command means: one key, one value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intent {
+    /// The key's number.
+    pub key: u32,
+    /// Its condition.
+    pub condition: Condition,
+    /// The value it sets, by a number that no other command uses; `None` deletes.
+    pub value: Option<u64>,
+}
+
+/// What a client learned about a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Applied at this index.
+    Written(Index),
+    /// Its condition didn't hold.
+    ConditionFailed,
+    /// Surely not applied, now or ever.
+    Refused,
+    /// Not known.
+    Unknown,
+}
+
+#[derive(Clone, Debug)]
+struct Sent {
+    intent: Intent,
+    /// How often it was sent (only deletes look alike), and with what outcomes.
+    times: usize,
+    outcomes: Vec<Outcome>,
+}
+
+/// A value and the index that wrote it.
+pub type Stored = (u64, Index);
+
+/// The checker.
+#[derive(Debug, Default)]
+pub struct Durability {
+    sent: BTreeMap<(ShardId, u64), Sent>,
+    /// Acknowledgements that were checked.
+    pub acknowledged: u64,
+}
+
+impl Durability {
+    /// A client sends a command. Answers the number by which to report its outcome.
+    pub fn sent(&mut self, shard: ShardId, command: &[u8], intent: Intent) -> u64 {
+        let hash = entry_hash(EntryKind::Command, command);
+        let new = Sent { intent, times: 0, outcomes: Vec::new() };
+        let sent = self.sent.entry((shard, hash)).or_insert(new);
+        assert_eq!(sent.intent, intent, "two commands of different meaning look alike");
+        sent.times += 1;
+        hash
+    }
+
+    /// A client learned what came of a command.
+    ///
+    /// # Errors
+    /// An acknowledged command that isn't committed where the answer says.
+    pub fn answered(
+        &mut self,
+        shard: ShardId,
+        command: u64,
+        outcome: Outcome,
+        history: &RaftSafety,
+    ) -> Result<(), Violation> {
+        let sent = self.sent.get_mut(&(shard, command)).expect("only what was sent is answered");
+        sent.outcomes.push(outcome);
+        if let Outcome::Written(index) = outcome {
+            self.acknowledged += 1;
+            let committed = history.committed(shard, index);
+            if committed.is_none_or(|committed| committed.hash != command) {
+                let detail = format!(
+                    "{shard}: {:?} was acknowledged at {index}, where {committed:x?} is committed",
+                    sent.intent
+                );
+                return Err(Violation::new("durability", detail));
+            }
+        }
+        Ok(())
+    }
+
+    /// Replays a shard's committed history and compares every outcome with it. Answers the final state.
+    ///
+    /// # Errors
+    /// What doesn't agree.
+    pub fn replay(
+        &self,
+        shard: ShardId,
+        history: &RaftSafety,
+    ) -> Result<BTreeMap<u32, Stored>, Violation> {
+        let mut state: BTreeMap<u32, Stored> = BTreeMap::new();
+        let mut executed: BTreeMap<u64, Vec<Outcome>> = BTreeMap::new();
+        let no_command = entry_hash(EntryKind::Noop, b"");
+        let mut expected_index = 1;
+        for (index, committed) in history.history(shard) {
+            if index != expected_index {
+                let detail = format!("{shard}: nobody ever had the committed entry {expected_index}");
+                return Err(Violation::new("durability", detail));
+            }
+            expected_index += 1;
+            if committed.hash == no_command {
+                continue;
+            }
+            let Some(sent) = self.sent.get(&(shard, committed.hash)) else {
+                let detail = format!("{shard}: nobody sent what is committed at {index}");
+                return Err(Violation::new("invented command", detail));
+            };
+            let Intent { key, condition, value } = sent.intent;
+            let holds = match condition {
+                Condition::None => true,
+                Condition::Absent => !state.contains_key(&key),
+                Condition::Version(version) => state.get(&key).is_some_and(|stored| stored.1 == version),
+            };
+            let outcome = if holds { Outcome::Written(index) } else { Outcome::ConditionFailed };
+            executed.entry(committed.hash).or_default().push(outcome);
+            if let Some(value) = value.filter(|_| holds) {
+                state.insert(key, (value, index));
+            } else if holds {
+                state.remove(&key);
+            }
+        }
+        for ((_, command), sent) in self.sent.iter().filter(|((of, _), _)| *of == shard) {
+            agree(shard, sent, executed.get(command).map_or(&[][..], Vec::as_slice))?;
+        }
+        Ok(state)
+    }
+}
+
+/// Whether what clients learned fits with what was executed.
+fn agree(shard: ShardId, sent: &Sent, executed: &[Outcome]) -> Result<(), Violation> {
+    let intent = sent.intent;
+    let mut open = executed.to_vec();
+    for &outcome in &sent.outcomes {
+        match outcome {
+            Outcome::Refused | Outcome::Unknown => {}
+            learned => match open.iter().position(|done| *done == learned) {
+                Some(at) => {
+                    open.remove(at);
+                }
+                None => {
+                    let detail = format!("{shard}: {intent:?} was answered with {learned:?}, executed: {executed:?}");
+                    return Err(Violation::new("durability", detail));
+                }
+            },
+        }
+    }
+    // What is left must be of those whose outcome nobody learned.
+    let settled = sent.outcomes.iter().filter(|outcome| **outcome != Outcome::Unknown).count();
+    let unknown = sent.times - settled;
+    if open.len() <= unknown {
+        return Ok(());
+    }
+    let refused = sent.outcomes.contains(&Outcome::Refused);
+    let property = if refused && executed.len() <= sent.times { "refused but applied" } else { "applied twice" };
+    let detail = format!("{shard}: {intent:?}, sent {} times, outcomes {:?}, executed {executed:?}", sent.times, sent.outcomes);
+    Err(Violation::new(property, detail))
+}

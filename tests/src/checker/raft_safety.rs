@@ -1,0 +1,491 @@
+//! The five safety properties of Raft (paper, Figure 3), checked after every step of a core, and one
+//! canonical committed history per shard.
+//!
+//! Everything is incremental: a replica that didn't change costs a few comparisons; otherwise only the
+//! entries that are new to its log, its commit index or its state are looked at. What is remembered:
+//! - per shard, every entry that was ever in anybody's log, by mark: its hash and the term of the entry
+//!   before it. Two logs that hold the same mark then agree on everything before it, by induction (Log
+//!   Matching), and a log read back from disk must agree with what it was.
+//! - per shard, the committed entries by index (State Machine Safety), with the lowest term in which each
+//!   is known to have been committed (Leader Completeness).
+//! - per replica and incarnation, what must not go back: term, commit, applied, a leader's log.
+
+use crate::checker::Violation;
+use crate::hash::Hash64;
+use floe_raft::{Entry, EntryKind, Index, Mark, Raft, Term};
+use floe_shard::{NodeId, ShardId};
+use std::collections::BTreeMap;
+
+/// A replica as it stands after a step.
+pub struct View<'a> {
+    /// Its term.
+    pub term: Term,
+    /// Whether it leads it.
+    pub is_leader: bool,
+    /// Its commit index.
+    pub commit: Index,
+    /// Where its state machine stands, and the state's hash there.
+    pub state: (Mark, u64),
+    /// First index of its log.
+    pub first: Index,
+    /// End of its log.
+    pub last: Mark,
+    /// Term of the entry at an index; also right before the first.
+    pub term_at: &'a dyn Fn(Index) -> Option<Term>,
+    /// Entries of a range, both ends included.
+    pub entries: &'a dyn Fn(Index, Index) -> Vec<Entry>,
+}
+
+/// A committed entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Its term.
+    pub term: Term,
+    /// Hash of its kind and data: [`entry_hash`].
+    pub hash: u64,
+    /// A term in which it is known to have been committed, or a later one.
+    pub seen_in: Term,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    hash: u64,
+    term_before: Term,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    entries: BTreeMap<(Index, Term), Known>,
+    committed: BTreeMap<Index, Committed>,
+    states: BTreeMap<Mark, u64>,
+    leaders: BTreeMap<Term, NodeId>,
+}
+
+/// What a replica's log was when it was last looked at, and what must not go back.
+#[derive(Debug, Default)]
+struct Replica {
+    term: Term,
+    is_leader: bool,
+    commit: Index,
+    applied: Index,
+    base: Index,
+    terms: Vec<Term>,
+}
+
+impl Replica {
+    fn last(&self) -> Index {
+        self.base + self.terms.len() as u64
+    }
+
+    fn term_at(&self, index: Index) -> Option<Term> {
+        let at = index.checked_sub(self.base + 1)?;
+        self.terms.get(at as usize).copied()
+    }
+}
+
+/// The checker.
+#[derive(Debug, Default)]
+pub struct RaftSafety {
+    shards: BTreeMap<ShardId, Shard>,
+    replicas: BTreeMap<(NodeId, ShardId), Replica>,
+    /// Entries looked at, to see that the checker works.
+    pub checked: u64,
+}
+
+/// What is compared of entries.
+pub fn entry_hash(kind: EntryKind, data: &[u8]) -> u64 {
+    let mut hash = Hash64::default();
+    hash.word(kind as u64);
+    hash.bytes(data);
+    hash.get()
+}
+
+impl RaftSafety {
+    /// Looks at a group's replica.
+    ///
+    /// # Errors
+    /// The property that doesn't hold.
+    pub fn observe_raft(
+        &mut self,
+        node: NodeId,
+        shard: ShardId,
+        raft: &Raft,
+        state: (Mark, u64),
+    ) -> Result<(), Violation> {
+        let view = View {
+            term: raft.term(),
+            is_leader: raft.is_leader(),
+            commit: raft.commit(),
+            state,
+            first: raft.first_index(),
+            last: raft.last_mark(),
+            term_at: &|index| raft.term_at(index),
+            entries: &|from, to| raft.entries(from, to, usize::MAX),
+        };
+        self.observe(node, shard, &view)
+    }
+
+    /// Looks at a replica.
+    ///
+    /// # Errors
+    /// The property that doesn't hold.
+    pub fn observe(&mut self, node: NodeId, shard: ShardId, view: &View<'_>) -> Result<(), Violation> {
+        let fresh = !self.replicas.contains_key(&(node, shard));
+        let replica = self.replicas.entry((node, shard)).or_default();
+        let history = self.shards.entry(shard).or_default();
+        let mut look = Look { node, shard, view, replica, history, checked: &mut self.checked };
+        if !fresh {
+            look.nothing_goes_back()?;
+        }
+        look.log(fresh)?;
+        look.commit(fresh)?;
+        look.state()?;
+        look.leader()?;
+        let replica = look.replica;
+        replica.term = view.term;
+        replica.is_leader = view.is_leader;
+        replica.commit = view.commit;
+        replica.applied = view.state.0.index;
+        Ok(())
+    }
+
+    /// A node's process is gone: what it keeps in memory may go back.
+    pub fn forget(&mut self, node: NodeId) {
+        self.replicas.retain(|(of, _), _| *of != node);
+    }
+
+    /// The committed entry at an index.
+    pub fn committed(&self, shard: ShardId, index: Index) -> Option<Committed> {
+        self.shards.get(&shard)?.committed.get(&index).copied()
+    }
+
+    /// The committed history of a shard.
+    pub fn history(&self, shard: ShardId) -> impl Iterator<Item = (Index, Committed)> {
+        self.shards.get(&shard).into_iter().flat_map(|shard| &shard.committed).map(|(i, c)| (*i, *c))
+    }
+
+    /// Elections that were won, over all shards.
+    pub fn elections(&self) -> usize {
+        self.shards.values().map(|shard| shard.leaders.len()).sum()
+    }
+}
+
+/// One look at one replica.
+struct Look<'a> {
+    node: NodeId,
+    shard: ShardId,
+    view: &'a View<'a>,
+    replica: &'a mut Replica,
+    history: &'a mut Shard,
+    checked: &'a mut u64,
+}
+
+impl Look<'_> {
+    fn broken(&self, property: &'static str, detail: String) -> Violation {
+        Violation::new(property, format!("{} on {}: {detail}", self.shard, self.node))
+    }
+
+    fn nothing_goes_back(&self) -> Result<(), Violation> {
+        let (view, old) = (self.view, &*self.replica);
+        let pairs =
+            [("term", old.term, view.term), ("commit", old.commit, view.commit), ("applied", old.applied, view.state.0.index)];
+        for (what, old, new) in pairs {
+            if new < old {
+                return Err(self.broken("monotony", format!("{what} went from {old} back to {new}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Log Matching, and Leader Append-Only.
+    fn log(&mut self, fresh: bool) -> Result<(), Violation> {
+        let view = self.view;
+        let base = view.first - 1;
+        let unchanged = !fresh
+            && self.replica.last() == view.last.index
+            && self.replica.base == base
+            && self.replica.term_at(view.last.index).is_none_or(|term| term == view.last.term);
+        if unchanged {
+            return Ok(());
+        }
+        let mut common = self.replica.last().min(view.last.index);
+        while common > base && self.replica.term_at(common) != (view.term_at)(common) {
+            common -= 1;
+        }
+        let leads_on = self.replica.is_leader && view.is_leader && self.replica.term == view.term;
+        if leads_on && common < self.replica.last() {
+            let (end, last) = (self.replica.last(), view.last);
+            return Err(self.broken(
+                "leader append-only",
+                format!("the leader of term {} had entries to {end}, now its log ends at {last} and agrees to {common}", view.term),
+            ));
+        }
+        self.new_entries(common.max(base))?;
+        let keep = common.saturating_sub(self.replica.base) as usize;
+        self.replica.terms.truncate(keep);
+        for index in self.replica.last().max(base) + 1..=view.last.index {
+            let term = (view.term_at)(index).unwrap_or_default();
+            if self.replica.terms.is_empty() {
+                self.replica.base = index - 1;
+            }
+            self.replica.terms.push(term);
+        }
+        let gone = base.saturating_sub(self.replica.base).min(self.replica.terms.len() as u64);
+        self.replica.terms.drain(..gone as usize);
+        self.replica.base = base;
+        Ok(())
+    }
+
+    fn new_entries(&mut self, after: Index) -> Result<(), Violation> {
+        let view = self.view;
+        if after >= view.last.index {
+            return Ok(());
+        }
+        let entries = (view.entries)(after + 1, view.last.index);
+        let mut before = Mark::new((view.term_at)(after).unwrap_or_default(), after);
+        for entry in &entries {
+            *self.checked += 1;
+            let Mark { term, index } = entry.mark;
+            if index != before.index + 1 || term < before.term {
+                return Err(self.broken("log matching", format!("entry {} follows {before}", entry.mark)));
+            }
+            let new = Known { hash: entry_hash(entry.kind, &entry.data), term_before: before.term };
+            let known = *self.history.entries.entry((index, term)).or_insert(new);
+            if known.hash != new.hash || known.term_before != new.term_before {
+                return Err(self.broken(
+                    "log matching",
+                    format!("entry {} is {new:x?} here and {known:x?} elsewhere or earlier", entry.mark),
+                ));
+            }
+            before = entry.mark;
+        }
+        if before != view.last {
+            let last = view.last;
+            return Err(self.broken("log matching", format!("the log says it ends at {last}, but it ends at {before}")));
+        }
+        Ok(())
+    }
+
+    /// State Machine Safety: one history of what is committed.
+    fn commit(&mut self, fresh: bool) -> Result<(), Violation> {
+        let view = self.view;
+        if view.commit > view.last.index {
+            return Err(self.broken(
+                "state machine safety",
+                format!("commit index {} is beyond the log's end {}", view.commit, view.last),
+            ));
+        }
+        let known = if fresh { 0 } else { self.replica.commit };
+        // The base is committed too: what lies before it was applied.
+        let base = view.first - 1;
+        if base > known {
+            self.base_is_committed(base)?;
+        }
+        for index in known.max(base) + 1..=view.commit {
+            let Some(term) = (view.term_at)(index) else {
+                return Err(self.broken("log matching", format!("no term at committed index {index}")));
+            };
+            let Some(entry) = self.history.entries.get(&(index, term)) else {
+                return Err(self.broken("log matching", format!("entry {index}@{term} was never in a log")));
+            };
+            let new = Committed { term, hash: entry.hash, seen_in: view.term };
+            let known = self.history.committed.entry(index).or_insert(new);
+            known.seen_in = known.seen_in.min(view.term);
+            let known = *known;
+            if (known.term, known.hash) != (new.term, new.hash) {
+                return Err(self.broken(
+                    "state machine safety",
+                    format!("{index}@{term} is committed, but {index}@{} was before", known.term),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn base_is_committed(&self, base: Index) -> Result<(), Violation> {
+        let term = (self.view.term_at)(base);
+        match self.history.committed.get(&base) {
+            Some(known) if term == Some(known.term) => Ok(()),
+            None if base == 0 => Ok(()),
+            known => Err(self.broken(
+                "state machine safety",
+                format!("the log starts after {base} of term {term:?}, committed there is {known:?}"),
+            )),
+        }
+    }
+
+    /// Equal states at equal marks, of committed entries only.
+    fn state(&mut self) -> Result<(), Violation> {
+        let (mark, hash) = self.view.state;
+        if mark.index == self.replica.applied || mark == Mark::ZERO {
+            return Ok(());
+        }
+        // A transferred state may stand before the commit index while its record is being written.
+        let committed = self.history.committed.get(&mark.index).map(|committed| committed.term);
+        if committed != Some(mark.term) {
+            return Err(self.broken(
+                "state machine safety",
+                format!("applied {mark}, but committed at that index is term {committed:?}"),
+            ));
+        }
+        let known = *self.history.states.entry(mark).or_insert(hash);
+        if known != hash {
+            return Err(self.broken(
+                "state machine safety",
+                format!("the state at {mark} is {hash:016x} here and {known:016x} elsewhere or earlier"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Election Safety and Leader Completeness.
+    fn leader(&mut self) -> Result<(), Violation> {
+        let view = self.view;
+        if !view.is_leader {
+            return Ok(());
+        }
+        let first_seen = !self.history.leaders.contains_key(&view.term);
+        let leader = *self.history.leaders.entry(view.term).or_insert(self.node);
+        if leader != self.node {
+            return Err(self.broken("election safety", format!("{leader} leads term {} already", view.term)));
+        }
+        if !first_seen {
+            return Ok(());
+        }
+        let earlier = |(_, committed): &(&Index, &Committed)| committed.seen_in < view.term;
+        let Some((&index, committed)) = self.history.committed.iter().rev().find(earlier) else { return Ok(()) };
+        let has = index < view.first || (view.term_at)(index) == Some(committed.term);
+        if !has {
+            return Err(self.broken(
+                "leader completeness",
+                format!("the leader of term {} lacks {index}@{}, which was committed before", view.term, committed.term),
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    const SHARD: ShardId = ShardId(1);
+
+    #[derive(Clone)]
+    struct Fake {
+        term: Term,
+        is_leader: bool,
+        commit: Index,
+        state: (Mark, u64),
+        entries: Vec<(Term, &'static str)>,
+    }
+
+    impl Fake {
+        fn new(term: Term, commit: Index, entries: &[(Term, &'static str)]) -> Self {
+            Self { term, is_leader: false, commit, state: (Mark::ZERO, 0), entries: entries.into() }
+        }
+
+        fn leading(mut self) -> Self {
+            self.is_leader = true;
+            self
+        }
+
+        fn observe(&self, checker: &mut RaftSafety, node: u64) -> Result<(), &'static str> {
+            let term_at = |index: Index| match index {
+                0 => Some(0),
+                index => self.entries.get(index as usize - 1).map(|entry| entry.0),
+            };
+            let entries = |from: Index, to: Index| {
+                (from..=to)
+                    .map(|index| {
+                        let (term, data) = self.entries[index as usize - 1];
+                        let data = Bytes::from_static(data.as_bytes());
+                        Entry { mark: Mark::new(term, index), kind: EntryKind::Command, version: 1, data }
+                    })
+                    .collect()
+            };
+            let last = self.entries.len() as u64;
+            let view = View {
+                term: self.term,
+                is_leader: self.is_leader,
+                commit: self.commit,
+                state: self.state,
+                first: 1,
+                last: Mark::new(term_at(last).unwrap_or(0), last),
+                term_at: &term_at,
+                entries: &entries,
+            };
+            checker.observe(NodeId(node), SHARD, &view).map_err(|violation| violation.property)
+        }
+    }
+
+    const LOG: &[(Term, &str)] = &[(1, "a"), (1, "b"), (2, "c")];
+
+    #[test]
+    fn a_sound_group_passes() {
+        let mut checker = RaftSafety::default();
+        Fake::new(1, 0, &LOG[..2]).leading().observe(&mut checker, 1).unwrap();
+        Fake::new(1, 2, &LOG[..2]).leading().observe(&mut checker, 1).unwrap();
+        Fake::new(1, 1, &LOG[..2]).observe(&mut checker, 2).unwrap();
+        Fake::new(1, 0, &[LOG[0], LOG[1], (1, "lost")]).observe(&mut checker, 3).unwrap();
+        Fake::new(2, 2, LOG).leading().observe(&mut checker, 2).unwrap();
+        Fake::new(2, 3, LOG).observe(&mut checker, 3).unwrap();
+        checker.forget(NodeId(1));
+        Fake::new(1, 0, &LOG[..2]).observe(&mut checker, 1).unwrap();
+        assert_eq!(checker.history(SHARD).count(), 3);
+    }
+
+    #[test]
+    fn two_leaders_of_one_term_break_election_safety() {
+        let mut checker = RaftSafety::default();
+        Fake::new(3, 0, LOG).leading().observe(&mut checker, 1).unwrap();
+        assert_eq!(Fake::new(3, 0, LOG).leading().observe(&mut checker, 2), Err("election safety"));
+    }
+
+    #[test]
+    fn a_leader_that_lacks_a_committed_entry_breaks_leader_completeness() {
+        let mut checker = RaftSafety::default();
+        Fake::new(2, 3, LOG).leading().observe(&mut checker, 1).unwrap();
+        let late = Fake::new(1, 0, &LOG[..2]).leading();
+        late.observe(&mut checker, 3).expect("a late leader of an older term is no contradiction");
+        assert_eq!(Fake::new(4, 0, &LOG[..2]).leading().observe(&mut checker, 2), Err("leader completeness"));
+    }
+
+    #[test]
+    fn another_committed_entry_breaks_state_machine_safety() {
+        let mut checker = RaftSafety::default();
+        Fake::new(2, 3, LOG).observe(&mut checker, 1).unwrap();
+        let other = Fake::new(3, 3, &[LOG[0], LOG[1], (3, "x")]);
+        assert_eq!(other.observe(&mut checker, 2), Err("state machine safety"));
+        let mut one = Fake::new(2, 3, LOG);
+        one.state = (Mark::new(2, 3), 7);
+        one.observe(&mut checker, 1).unwrap();
+        one.state.1 = 8;
+        assert_eq!(one.observe(&mut checker, 3), Err("state machine safety"), "unequal states");
+    }
+
+    #[test]
+    fn the_same_mark_with_other_content_breaks_log_matching() {
+        let mut checker = RaftSafety::default();
+        Fake::new(2, 0, LOG).observe(&mut checker, 1).unwrap();
+        assert_eq!(Fake::new(2, 0, &[(1, "z")]).observe(&mut checker, 2), Err("log matching"));
+        assert_eq!(Fake::new(2, 0, &[(1, "a"), (2, "b"), (2, "c")]).observe(&mut checker, 3), Err("log matching"));
+    }
+
+    #[test]
+    fn a_leader_that_drops_entries_breaks_append_only() {
+        let mut checker = RaftSafety::default();
+        Fake::new(2, 0, LOG).leading().observe(&mut checker, 1).unwrap();
+        assert_eq!(Fake::new(2, 0, &LOG[..2]).leading().observe(&mut checker, 1), Err("leader append-only"));
+    }
+
+    #[test]
+    fn a_commit_index_that_falls_breaks_monotony_within_one_incarnation() {
+        let mut checker = RaftSafety::default();
+        Fake::new(2, 3, LOG).observe(&mut checker, 1).unwrap();
+        assert_eq!(Fake::new(2, 2, LOG).observe(&mut checker, 1), Err("monotony"));
+        checker.forget(NodeId(1));
+        Fake::new(2, 0, LOG).observe(&mut checker, 1).unwrap();
+    }
+}

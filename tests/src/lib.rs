@@ -1,0 +1,11 @@
+//! The deterministic simulator of whole Floe clusters, and the checkers that judge its runs.
+//!
+//! - [`sim`] runs real workers on a simulated disk, network and clock; one seed is one run.
+//! - [`checker`] holds what must be true of every run, apart from production code.
+//!
+//! `cargo run --release -p floe-tests --bin sim -- --seed 7` runs one seed; see `--help`.
+
+pub mod checker;
+pub mod hash;
+pub mod random;
+pub mod sim;

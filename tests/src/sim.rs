@@ -1,0 +1,25 @@
+//! The simulator: whole clusters in one thread, on a simulated disk, network and clock.
+//!
+//! ```text
+//! plan     what a seed means: cluster, load, mix of faults
+//! run      load and faults, healing, demands, judgement
+//! cluster  the queue of events, cores' steps, what they want done
+//! node     a disk that stays, processes that come and go
+//! disk     live and durable bytes apart       network  connections, blocks, cuts
+//! clock    virtual time, drifting clocks      client   operations and their history
+//! fault    what goes wrong                    trace    the hash that makes runs comparable
+//! ```
+//!
+//! Everything is a function of the seed: one generator per part, ordered maps only, and no clock but
+//! the queue's. The workers, replicas, codec, log and recovery are the production code.
+
+pub mod client;
+pub mod clock;
+pub mod cluster;
+pub mod disk;
+pub mod fault;
+pub mod network;
+pub mod node;
+pub mod plan;
+pub mod run;
+pub mod trace;

@@ -1,0 +1,456 @@
+//! Closed-loop clients: each has one operation under way, on a small key space, to a drawn node. What they
+//! ask and learn is the history that the checkers judge.
+//!
+//! A refused operation surely had no effect and is forgotten; an operation without an outcome stays open
+//! in the history. Every value written is unique and says which write it came from.
+
+use crate::checker::Violation;
+use crate::checker::durability::{Condition, Durability, Intent, Outcome, Stored};
+use crate::checker::linearizability::{Action, Operation};
+use crate::checker::raft_safety::RaftSafety;
+use crate::random::Random;
+use crate::sim::clock::{MS, SEC};
+use crate::sim::plan::Load;
+use bytes::Bytes;
+use floe_raft::Nanos;
+use floe_shard::{
+    Answer, Consistency, Descriptor, NodeId, Query, Refusal, Request, ShardId, ShardMap, Versioned, WriteBatch,
+};
+use std::collections::BTreeMap;
+
+/// A client's number.
+pub type ClientId = u32;
+
+/// Range version of the pre-split shards' descriptors.
+const RANGE_EPOCH: u64 = 1;
+
+/// An operation under way.
+#[derive(Clone, Debug)]
+enum Doing {
+    Write { intent: Intent, expected: Option<Option<u64>>, command: u64 },
+    Get { key: u32, consistency: Consistency },
+    Scan { from: u32, to: u32 },
+    Transfer,
+}
+
+#[derive(Clone, Debug)]
+struct Pending {
+    called: Nanos,
+    shard: ShardId,
+    doing: Doing,
+}
+
+#[derive(Debug, Default)]
+struct Client {
+    pending: Option<Pending>,
+    /// What it last saw of each key; `None` = that it doesn't exist.
+    seen: BTreeMap<u32, Option<Stored>>,
+}
+
+/// What a client sends.
+#[derive(Debug)]
+pub struct Call {
+    /// The request.
+    pub request: Request,
+    /// How long the client waits for the answer.
+    pub patience_ns: Nanos,
+}
+
+/// What operations came to, over all clients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    /// Begun.
+    pub begun: u64,
+    /// Reads answered.
+    pub read: u64,
+    /// Writes applied.
+    pub written: u64,
+    /// Conditions that failed.
+    pub failed_conditions: u64,
+    /// Refused.
+    pub refused: u64,
+    /// Without an outcome.
+    pub unknown: u64,
+}
+
+/// All clients, the keys, and the history.
+#[derive(Debug)]
+pub struct Clients {
+    random: Random,
+    load: Load,
+    clients: BTreeMap<ClientId, Client>,
+    /// Keys in order, each with its shard.
+    keys: Vec<(Bytes, ShardId)>,
+    /// Writers of values: key, command.
+    values: BTreeMap<u64, (u32, u64)>,
+    value_next: u64,
+    /// Per key, what was asked and answered.
+    pub history: BTreeMap<u32, Vec<Operation>>,
+    /// What every client learned about writes.
+    pub durability: Durability,
+    /// Sums.
+    pub counts: Counts,
+}
+
+impl Clients {
+    /// Clients of these shards.
+    pub fn new(random: Random, load: Load, shards: &[Descriptor]) -> Self {
+        let map = ShardMap::new(shards.to_vec());
+        let key = |number: u32| {
+            let prefix = (u64::from(number) * 65_536 / u64::from(load.keys)) as u16;
+            let key = [&prefix.to_be_bytes()[..], format!("k{number}").as_bytes()].concat();
+            let shard = map.locate(&key).expect("the shards cover every key").shard;
+            (Bytes::from(key), shard)
+        };
+        Self {
+            random,
+            clients: BTreeMap::new(),
+            keys: (0..load.keys).map(key).collect(),
+            load,
+            values: BTreeMap::new(),
+            value_next: 1,
+            history: BTreeMap::new(),
+            durability: Durability::default(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// How many keys there are.
+    pub fn keys(&self) -> u32 {
+        self.keys.len() as u32
+    }
+
+    /// A key's shard.
+    pub fn shard_of(&self, key: u32) -> ShardId {
+        self.keys[key as usize].1
+    }
+
+    /// Whether this client waits for an answer.
+    pub fn is_waiting(&self, client: ClientId) -> bool {
+        self.clients.get(&client).is_some_and(|client| client.pending.is_some())
+    }
+
+    /// Clients that wait, and since when.
+    pub fn waiting(&self) -> impl Iterator<Item = (ClientId, Nanos)> {
+        let since = |(id, client): (&ClientId, &Client)| Some((*id, client.pending.as_ref()?.called));
+        self.clients.iter().filter_map(since)
+    }
+
+    /// Time until the next operation.
+    pub fn think(&mut self) -> Nanos {
+        self.random.skewed(self.load.think_ns)
+    }
+
+    /// The next operation of a client that waits for nothing.
+    pub fn begin(&mut self, now: Nanos, client: ClientId) -> Call {
+        let key = self.random.below(self.keys.len() as u64) as u32;
+        match self.random.below(100) {
+            0..38 => self.get(now, client, key),
+            38..40 => self.read(now, client, key, Consistency::Stale),
+            40..44 => self.scan(now, client, key),
+            44..76 => self.write(now, client, key, Condition::None, None, true),
+            76..82 => self.write(now, client, key, Condition::None, None, false),
+            _ => self.conditional(now, client, key),
+        }
+    }
+
+    /// A linearizable read of one key.
+    pub fn get(&mut self, now: Nanos, client: ClientId, key: u32) -> Call {
+        self.read(now, client, key, Consistency::Linearizable)
+    }
+
+    /// An unconditional write of a new value.
+    pub fn put(&mut self, now: Nanos, client: ClientId, key: u32) -> Call {
+        self.write(now, client, key, Condition::None, None, true)
+    }
+
+    /// Asks for another leader.
+    pub fn transfer(&mut self, now: Nanos, client: ClientId, shard: ShardId, to: NodeId) -> Call {
+        self.call(now, client, shard, Doing::Transfer, Request::TransferLeadership { shard, to })
+    }
+
+    fn read(&mut self, now: Nanos, client: ClientId, key: u32, consistency: Consistency) -> Call {
+        let (name, shard) = self.keys[key as usize].clone();
+        let query = Query::Get { key: name };
+        let request = Request::Read { shard, range_epoch: RANGE_EPOCH, query, consistency };
+        self.call(now, client, shard, Doing::Get { key, consistency }, request)
+    }
+
+    fn scan(&mut self, now: Nanos, client: ClientId, key: u32) -> Call {
+        let shard = self.keys[key as usize].1;
+        let mut to = key;
+        while to < self.keys() && to < key + 5 && self.shard_of(to) == shard {
+            to += 1;
+        }
+        let end = if self.keys.get(to as usize).is_some_and(|(_, of)| *of == shard) {
+            self.keys[to as usize].0.clone()
+        } else {
+            Bytes::new()
+        };
+        let limit = self.random.between(1, 6) as u32;
+        let start = self.keys[key as usize].0.clone();
+        let query = Query::Scan { start, end, limit, bytes_max: 1 << 20, reverse: false };
+        let consistency = Consistency::Linearizable;
+        let request = Request::Read { shard, range_epoch: RANGE_EPOCH, query, consistency };
+        self.call(now, client, shard, Doing::Scan { from: key, to }, request)
+    }
+
+    fn conditional(&mut self, now: Nanos, client: ClientId, key: u32) -> Call {
+        let seen = self.clients.entry(client).or_default().seen.get(&key).copied();
+        let (condition, expected) = match seen {
+            Some(Some((value, version))) => (Condition::Version(version), Some(value)),
+            _ => (Condition::Absent, None),
+        };
+        let sets = self.random.percent(85);
+        self.write(now, client, key, condition, Some(expected), sets)
+    }
+
+    fn write(
+        &mut self,
+        now: Nanos,
+        client: ClientId,
+        key: u32,
+        condition: Condition,
+        expected: Option<Option<u64>>,
+        sets: bool,
+    ) -> Call {
+        let (name, shard) = self.keys[key as usize].clone();
+        let mut batch = WriteBatch::new();
+        let batch = match condition {
+            Condition::None => &mut batch,
+            Condition::Absent => batch.if_absent(name.clone()),
+            Condition::Version(version) => batch.if_version(name.clone(), version),
+        };
+        let value = sets.then_some(self.value_next);
+        self.value_next += u64::from(sets);
+        let batch = match value {
+            Some(value) => batch.put(name, value_bytes(value, self.load.value_bytes_max)),
+            None => batch.delete(name),
+        };
+        let command = floe_shard::encode(batch, RANGE_EPOCH).expect("far below every limit");
+        let intent = Intent { key, condition, value };
+        let number = self.durability.sent(shard, &command, intent);
+        if let Some(value) = value {
+            self.values.insert(value, (key, number));
+        }
+        let doing = Doing::Write { intent, expected, command: number };
+        self.call(now, client, shard, doing, Request::Write { shard, command })
+    }
+
+    fn call(&mut self, now: Nanos, client: ClientId, shard: ShardId, doing: Doing, request: Request) -> Call {
+        let state = self.clients.entry(client).or_default();
+        assert!(state.pending.is_none(), "client {client} waits for an answer already");
+        state.pending = Some(Pending { called: now, shard, doing });
+        self.counts.begun += 1;
+        Call { request, patience_ns: *self.random.pick(&[100 * MS, SEC, 3 * SEC]) }
+    }
+
+    /// A client has its answer, or (`None`) lost whom it asked. Answers whether the operation was
+    /// carried out, one way or the other.
+    ///
+    /// # Errors
+    /// An answer that can't be right.
+    pub fn end(
+        &mut self,
+        now: Nanos,
+        client: ClientId,
+        answer: Option<Answer>,
+        history: &RaftSafety,
+    ) -> Result<bool, Violation> {
+        let state = self.clients.get_mut(&client).expect("only what was begun ends");
+        let pending = state.pending.take().expect("an answer ends one operation");
+        self.expected_refusal(&answer)?;
+        let done = matches!(
+            answer,
+            Some(
+                Answer::Written { .. }
+                    | Answer::ConditionFailed { .. }
+                    | Answer::Value(_)
+                    | Answer::Rows { .. }
+                    | Answer::Done
+            )
+        );
+        match &pending.doing {
+            Doing::Write { .. } => self.end_write(now, client, &pending, answer, history)?,
+            Doing::Get { key, consistency } => {
+                if let Some(Answer::Value(value)) = answer {
+                    let linearizable = *consistency == Consistency::Linearizable;
+                    self.saw(now, client, &pending, *key, value.as_ref(), linearizable, history)?;
+                    self.counts.read += 1;
+                } else if done {
+                    return Err(odd(&pending, &answer));
+                }
+            }
+            Doing::Scan { from, to } => match answer {
+                Some(Answer::Rows { rows, more }) => {
+                    let rows = rows.into_iter().map(|row| (row.key, row.value)).collect();
+                    self.end_scan(now, client, &pending, (*from, *to), rows, more, history)?;
+                }
+                answer if done => return Err(odd(&pending, &answer)),
+                _ => {}
+            },
+            Doing::Transfer => {}
+        }
+        Ok(done)
+    }
+
+    fn expected_refusal(&mut self, answer: &Option<Answer>) -> Result<(), Violation> {
+        match answer {
+            None | Some(Answer::Unknown(_)) => self.counts.unknown += 1,
+            Some(Answer::Refused(refusal)) => {
+                self.counts.refused += 1;
+                let odd = matches!(
+                    refusal,
+                    Refusal::BadCommand { .. }
+                        | Refusal::OutOfRange { .. }
+                        | Refusal::WrongEpoch { .. }
+                        | Refusal::NoSuchShard { .. }
+                );
+                if odd {
+                    return Err(Violation::new("answer", format!("a sound request was refused: {refusal:?}")));
+                }
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    fn end_write(
+        &mut self,
+        now: Nanos,
+        client: ClientId,
+        pending: &Pending,
+        answer: Option<Answer>,
+        history: &RaftSafety,
+    ) -> Result<(), Violation> {
+        let Doing::Write { intent, expected, command } = pending.doing else { return Ok(()) };
+        let outcome = match &answer {
+            Some(Answer::Written { version }) => Outcome::Written(*version),
+            Some(Answer::ConditionFailed { condition: 0 }) if expected.is_some() => Outcome::ConditionFailed,
+            Some(Answer::Refused(_)) => Outcome::Refused,
+            None | Some(Answer::Unknown(_)) => Outcome::Unknown,
+            _ => return Err(odd(pending, &answer)),
+        };
+        self.durability.answered(pending.shard, command, outcome, history)?;
+        let seen = &mut self.clients.entry(client).or_default().seen;
+        match outcome {
+            Outcome::Written(version) => {
+                self.counts.written += 1;
+                seen.insert(intent.key, intent.value.map(|value| (value, version)));
+            }
+            Outcome::ConditionFailed => {
+                self.counts.failed_conditions += 1;
+                seen.remove(&intent.key);
+            }
+            Outcome::Refused => return Ok(()),
+            Outcome::Unknown => {
+                seen.remove(&intent.key);
+            }
+        }
+        let action = match (expected, outcome) {
+            (Some(expected), Outcome::ConditionFailed) => Action::CasFailed { expected },
+            (Some(expected), _) => Action::Cas { expected, new: intent.value },
+            (None, _) => Action::Write(intent.value),
+        };
+        let answered = (outcome != Outcome::Unknown).then_some(now);
+        self.record(client, pending.called, answered, intent.key, action);
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn saw(
+        &mut self,
+        now: Nanos,
+        client: ClientId,
+        pending: &Pending,
+        key: u32,
+        value: Option<&Versioned>,
+        linearizable: bool,
+        history: &RaftSafety,
+    ) -> Result<(), Violation> {
+        let stored = match value {
+            Some(versioned) => Some(self.stored(pending.shard, key, versioned, history)?),
+            None => None,
+        };
+        if linearizable {
+            self.clients.entry(client).or_default().seen.insert(key, stored);
+            let action = Action::Read(stored.map(|(value, _)| value));
+            self.record(client, pending.called, Some(now), key, action);
+        }
+        Ok(())
+    }
+
+    /// Which write a value came from: it must be committed, whole, and of this key and version.
+    fn stored(
+        &self,
+        shard: ShardId,
+        key: u32,
+        versioned: &Versioned,
+        history: &RaftSafety,
+    ) -> Result<Stored, Violation> {
+        let wrong = |why: String| Violation::new("read", format!("{shard}, key {key}: {why}"));
+        let Some(number) = versioned.value.first_chunk().map(|first| u64::from_le_bytes(*first)) else {
+            return Err(wrong(format!("a value of {} bytes", versioned.value.len())));
+        };
+        let Some(&(written_to, command)) = self.values.get(&number) else {
+            return Err(wrong(format!("a value {number} that nobody wrote")));
+        };
+        if written_to != key || versioned.value != value_bytes(number, self.load.value_bytes_max) {
+            return Err(wrong(format!("value {number} of key {written_to}, or damaged")));
+        }
+        let version = versioned.version;
+        let committed = history.committed(shard, version);
+        if committed.is_none_or(|committed| committed.hash != command) {
+            return Err(wrong(format!("value {number} of version {version}, where {committed:x?} is committed")));
+        }
+        Ok((number, version))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn end_scan(
+        &mut self,
+        now: Nanos,
+        client: ClientId,
+        pending: &Pending,
+        (from, to): (u32, u32),
+        rows: BTreeMap<Bytes, Versioned>,
+        more: bool,
+        history: &RaftSafety,
+    ) -> Result<(), Violation> {
+        self.counts.read += 1;
+        let names: Vec<Bytes> = self.keys[from as usize..to as usize].iter().map(|(name, _)| name.clone()).collect();
+        if let Some(stray) = rows.keys().find(|name| !names.contains(name)) {
+            return Err(Violation::new("read", format!("a scan of {from}..{to} found {stray:?}")));
+        }
+        let last = rows.keys().next_back().cloned();
+        for (key, name) in (from..to).zip(names) {
+            // Beyond the last row of a scan that a limit ended, nothing is known.
+            if !more || last.as_ref().is_some_and(|last| name <= *last) {
+                self.saw(now, client, pending, key, rows.get(&name), true, history)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, client: ClientId, called: Nanos, answered: Option<Nanos>, key: u32, action: Action) {
+        let operation = Operation { client, called, answered, action };
+        self.history.entry(key).or_default().push(operation);
+    }
+
+    /// What a client last saw of a key, for the final comparison.
+    pub fn last_seen(&self, client: ClientId, key: u32) -> Option<Option<Stored>> {
+        self.clients.get(&client)?.seen.get(&key).copied()
+    }
+}
+
+fn odd(pending: &Pending, answer: &Option<Answer>) -> Violation {
+    Violation::new("answer", format!("{:?} was answered with {answer:?}", pending.doing))
+}
+
+/// The bytes of a value: its number, and a tail that can be checked.
+fn value_bytes(value: u64, bytes_max: u64) -> Bytes {
+    let mut bytes = value.to_le_bytes().to_vec();
+    let tail = (value.wrapping_mul(0x9E37_79B9) >> 7) % bytes_max.max(1);
+    bytes.resize(8 + tail as usize, value as u8);
+    bytes.into()
+}

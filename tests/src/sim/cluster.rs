@@ -1,0 +1,534 @@
+//! A whole cluster in one thread: nodes, their cores, disks, clocks, the network and the clients, moved by
+//! one queue of events. The workers are the real ones; so is all that is below them but the driver.
+//!
+//! An event makes a core runnable: its inputs are collected, it takes one step a little later, and what it
+//! wants done is carried out with drawn latencies. After each step the checkers look at its replicas.
+
+use crate::checker::Violation;
+use crate::checker::raft_safety::RaftSafety;
+use crate::random::Random;
+use crate::sim::client::{Call, ClientId, Clients};
+use crate::sim::clock::{MS, Queue, SEC, US};
+use crate::sim::disk::{Crash, Disk};
+use crate::sim::fault::{Fault, FaultCounts};
+use crate::sim::network::{Delivery, NetEvent, Network};
+use crate::sim::node::{Core, Node, Process};
+use crate::sim::plan::Plan;
+use crate::sim::trace::Trace;
+use floe::seam::{Event as CoreEvent, Failure, Input};
+use floe_raft::Nanos;
+use floe_shard::{Answer, CoreAddr, Descriptor, NodeId, RequestId, pre_split};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Something that will happen.
+#[derive(Debug)]
+pub enum Event {
+    /// In the network.
+    Net(NetEvent),
+    /// A disk call of a node completes.
+    Disk(usize, u64),
+    /// A core takes a step: node, its incarnation, core.
+    Run(usize, u64, u16),
+    /// A core's own deadline: node, its incarnation, core, the time it was set for.
+    Timer(usize, u64, u16, Nanos),
+    /// Something arrives at a core from its own node.
+    Input(usize, u64, u16, Box<Input>),
+    /// A client goes on.
+    Client(ClientId),
+    /// A client's answer arrives.
+    Answer(ClientId, Option<Answer>),
+    /// The next fault is drawn.
+    NextFault,
+    /// A fault ends.
+    Undo(Fault),
+    /// A node that ended in this incarnation starts again.
+    Restart(usize, u64),
+    /// A node that didn't stop in time is killed.
+    Kill(usize, u64),
+}
+
+/// Which operations clients begin by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// They go on until the plan's number of operations.
+    Load,
+    /// They begin nothing.
+    None,
+}
+
+/// A running cluster.
+pub struct Cluster {
+    /// What it is like.
+    pub plan: Plan,
+    pub(crate) random: Random,
+    pub(crate) queue: Queue<Event>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) network: Network,
+    /// The clients and what they learned.
+    pub clients: Clients,
+    /// The checker of every step.
+    pub safety: RaftSafety,
+    /// What happened.
+    pub trace: Trace,
+    /// Shards of the cluster.
+    pub shards: Arc<Vec<Descriptor>>,
+    /// Faults so far.
+    pub faults: FaultCounts,
+    pub(crate) traffic: Traffic,
+    pub(crate) faults_on: bool,
+    violation: Option<Violation>,
+    /// Whether the last call of each of the harness's own clients was carried out.
+    pub(crate) probes: BTreeMap<ClientId, bool>,
+    /// Steps taken by all cores.
+    pub steps: u64,
+}
+
+/// Clients of the harness itself have numbers from here on.
+pub const PROBES: ClientId = 1 << 20;
+
+impl Cluster {
+    /// A cluster whose nodes all start at once, on empty disks.
+    pub fn new(plan: Plan) -> Self {
+        let mut random = Random::new(plan.seed ^ 0xF10E);
+        let ids: Vec<NodeId> = (1..=plan.cores.len() as u64).map(NodeId).collect();
+        let shards = Arc::new(pre_split(&ids, plan.shards, plan.replication));
+        let nodes = ids.iter().zip(&plan.cores).map(|(&id, &cores)| {
+            Node::new(id, cores, Disk::new(random.fork(), plan.disk.clone()), random.fork())
+        });
+        let nodes = nodes.collect();
+        let network = Network::new(random.fork(), plan.network.clone());
+        let clients = Clients::new(random.fork(), plan.load.clone(), &shards);
+        let mut cluster = Self {
+            random,
+            queue: Queue::default(),
+            nodes,
+            network,
+            clients,
+            safety: RaftSafety::default(),
+            trace: Trace::new(plan.prints),
+            shards,
+            faults: FaultCounts::default(),
+            traffic: Traffic::None,
+            faults_on: false,
+            violation: None,
+            probes: BTreeMap::new(),
+            steps: 0,
+            plan,
+        };
+        for node in 0..cluster.nodes.len() {
+            cluster.start_node(node);
+        }
+        cluster
+    }
+
+    /// True time.
+    pub fn now(&self) -> Nanos {
+        self.queue.now()
+    }
+
+    /// Lets the plan's clients begin.
+    pub fn start_clients(&mut self) {
+        self.traffic = Traffic::Load;
+        for client in 0..self.plan.load.clients {
+            let after = self.random.below(10 * MS);
+            self.queue.after(after, Event::Client(client));
+        }
+    }
+
+    /// Handles events until `done`, at most for `within`. Answers whether it is done.
+    ///
+    /// # Errors
+    /// A promise that was broken.
+    pub fn run_until(
+        &mut self,
+        within: Nanos,
+        mut done: impl FnMut(&mut Self) -> bool,
+    ) -> Result<bool, Violation> {
+        let end = self.now().saturating_add(within);
+        loop {
+            if let Some(violation) = self.violation.take() {
+                return Err(violation);
+            }
+            if done(self) {
+                return Ok(true);
+            }
+            if self.now() >= end {
+                return Ok(false);
+            }
+            match self.queue.pop() {
+                Some(event) => self.handle(event),
+                None => return Ok(false),
+            }
+        }
+    }
+
+    /// Handles events for a while.
+    ///
+    /// # Errors
+    /// A promise that was broken.
+    pub fn run_for(&mut self, time: Nanos) -> Result<(), Violation> {
+        self.run_until(time, |_| false).map(|_| ())
+    }
+
+    pub(crate) fn break_promise(&mut self, violation: Violation) {
+        let now = self.now();
+        self.trace.note(now, &[0xBAD], || format!("VIOLATION {violation}"));
+        self.violation.get_or_insert(violation);
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = self.queue.now();
+        match event {
+            Event::Net(event) => {
+                self.network.handle(now, event);
+                self.pump_network();
+            }
+            Event::Disk(node, ticket) => {
+                let incarnation = self.nodes[node].incarnation;
+                if let Some((core, op, result)) = self.nodes[node].disk.complete(ticket) {
+                    self.input(node, incarnation, core, Input::Disk { op, result });
+                }
+            }
+            Event::Run(node, incarnation, core) => self.run_core(node, incarnation, core),
+            Event::Timer(node, incarnation, core, at) => {
+                if let Some(process) = self.nodes[node].process_of(incarnation) {
+                    let waiting = &mut process.cores[usize::from(core)];
+                    if waiting.timer_at == at {
+                        waiting.timer_at = Nanos::MAX;
+                        self.wake(node, core);
+                    }
+                }
+            }
+            Event::Input(node, incarnation, core, input) => self.input(node, incarnation, core, *input),
+            Event::Client(client) => self.client_turn(client),
+            Event::Answer(client, answer) => self.client_answer(client, answer),
+            Event::NextFault => self.next_fault(),
+            Event::Undo(fault) => self.undo(&fault),
+            Event::Restart(node, incarnation) => {
+                if self.nodes[node].incarnation == incarnation && self.nodes[node].process.is_none() {
+                    self.start_node(node);
+                }
+            }
+            Event::Kill(node, incarnation) => {
+                if self.nodes[node].process_of(incarnation).is_some() {
+                    self.end_node(node, Crash::Process);
+                }
+            }
+        }
+    }
+
+    /// Puts what the network wants later into the queue, and what it delivers into inboxes.
+    pub(crate) fn pump_network(&mut self) {
+        for (at, event) in std::mem::take(&mut self.network.later) {
+            self.queue.at(at, Event::Net(event));
+        }
+        for delivery in std::mem::take(&mut self.network.deliveries) {
+            let (to, input) = match delivery {
+                Delivery::Up { to, peer, cores } => (to, Input::PeerUp { peer, cores }),
+                Delivery::Down { to, peer } => (to, Input::PeerDown { peer }),
+                Delivery::Frame { to, from, body } => (to, Input::Frame { from, body }),
+            };
+            let node = index(to.node);
+            let incarnation = self.nodes[node].incarnation;
+            self.input(node, incarnation, to.core, input);
+        }
+    }
+
+    // ---- processes
+
+    /// Starts a node's process on what its disk holds.
+    pub fn start_node(&mut self, node: usize) {
+        let now = self.now();
+        let process = Process::start(&mut self.nodes[node], now, &self.plan, &self.shards);
+        let Node { id, incarnation, .. } = self.nodes[node];
+        let cores = process.cores.len() as u16;
+        self.trace.note(now, &[1, id.0, incarnation, u64::from(cores)], || {
+            format!("start {id}, {cores} cores, incarnation {incarnation}")
+        });
+        self.nodes[node].process = Some(process);
+        self.network.node_up(now, id, cores);
+        self.pump_network();
+        for core in 0..cores {
+            self.carry_out(node, core);
+            self.wake(node, core);
+        }
+    }
+
+    /// Ends a node's process: everything in memory is gone, its clients lose their answers.
+    pub fn end_node(&mut self, node: usize, crash: Crash) {
+        let now = self.now();
+        let Some(process) = self.nodes[node].process.take() else {
+            if crash == Crash::Power {
+                self.nodes[node].disk.crash(crash);
+            }
+            return;
+        };
+        let id = self.nodes[node].id;
+        self.trace.note(now, &[2, id.0, crash as u64], || format!("end {id} by {crash:?}"));
+        self.nodes[node].disk.crash(crash);
+        self.nodes[node].paused_until = 0;
+        self.safety.forget(id);
+        for client in process.cores.into_iter().flat_map(|core| core.clients.into_values()) {
+            let after = self.random.between(MS, 50 * MS);
+            self.queue.after(after, Event::Answer(client, None));
+        }
+        let notice = match crash {
+            Crash::Process => 5 * MS,
+            Crash::Power => self.random.between(50 * MS, 3 * SEC),
+        };
+        self.network.node_down(now, id, notice);
+        self.pump_network();
+    }
+
+    /// Asks a node's cores to shut down cleanly; it is killed if that takes too long.
+    pub fn shut_down(&mut self, node: usize) {
+        let incarnation = self.nodes[node].incarnation;
+        let Some(process) = &mut self.nodes[node].process else { return };
+        process.is_ending = true;
+        for core in 0..process.cores.len() as u16 {
+            self.input(node, incarnation, core, Input::Shutdown);
+        }
+        self.queue.after(20 * SEC, Event::Kill(node, incarnation));
+    }
+
+    // ---- cores
+
+    fn input(&mut self, node: usize, incarnation: u64, core: u16, input: Input) {
+        let Some(process) = self.nodes[node].process_of(incarnation) else { return };
+        let Some(state) = process.cores.get_mut(usize::from(core)) else { return };
+        state.inbox.push(input);
+        self.wake(node, core);
+    }
+
+    pub(crate) fn wake(&mut self, node: usize, core: u16) {
+        let now = self.queue.now();
+        let Node { incarnation, paused_until, ref mut process, .. } = self.nodes[node];
+        let Some(process) = process else { return };
+        let state = &mut process.cores[usize::from(core)];
+        if !std::mem::replace(&mut state.is_scheduled, true) {
+            let soon = now + self.random.skewed(5 * US);
+            self.queue.at(soon.max(state.free_at).max(paused_until), Event::Run(node, incarnation, core));
+        }
+    }
+
+    fn run_core(&mut self, node: usize, incarnation: u64, core: u16) {
+        let now = self.queue.now();
+        let Node { id, paused_until, clock, ref mut process, incarnation: current, .. } = self.nodes[node];
+        let Some(process) = process.as_mut().filter(|_| current == incarnation) else { return };
+        if paused_until > now {
+            return self.queue.at(paused_until, Event::Run(node, incarnation, core));
+        }
+        let state = &mut process.cores[usize::from(core)];
+        state.is_scheduled = false;
+        let local = clock.local(now);
+        let me = CoreAddr { node: id, core };
+        for input in &state.inbox {
+            note_input(&mut self.trace, now, me, input);
+        }
+        state.free_at = now + US * (2 + state.inbox.len() as u64);
+        let Core { worker, inbox, effects, .. } = state;
+        worker.step(local, inbox, effects);
+        self.steps += 1;
+        self.check_core(node, core);
+        self.carry_out(node, core);
+        let Some(process) = self.nodes[node].process_of(incarnation) else { return };
+        let state = &mut process.cores[usize::from(core)];
+        if state.worker.has_work() {
+            return self.wake(node, core);
+        }
+        let due = clock.true_time(state.worker.deadline());
+        if due != Nanos::MAX && due != state.timer_at {
+            state.timer_at = due;
+            let late = if due > now { self.random.skewed(20 * US) } else { 2 * US };
+            self.queue.at(due.max(now) + late, Event::Timer(node, incarnation, core, due));
+        }
+    }
+
+    fn check_core(&mut self, node: usize, core: u16) {
+        let Node { id, ref process, .. } = self.nodes[node];
+        let Some(process) = process else { return };
+        let Some(multi) = process.cores[usize::from(core)].worker.multi() else { return };
+        let safety = &mut self.safety;
+        let outcome = multi.shards().try_for_each(|shard| match (multi.raft(shard), multi.state_hash(shard)) {
+            (Some(raft), Some(state)) => safety.observe_raft(id, shard, raft, state),
+            _ => Ok(()),
+        });
+        if let Err(violation) = outcome {
+            self.break_promise(violation);
+        }
+    }
+
+    /// Carries out what a core wants done.
+    fn carry_out(&mut self, node: usize, core: u16) {
+        let now = self.queue.now();
+        let Node { id, incarnation, ref mut process, ref mut disk, .. } = self.nodes[node];
+        let Some(process) = process else { return };
+        let state = &mut process.cores[usize::from(core)];
+        let mut effects = std::mem::take(&mut state.effects);
+        let me = CoreAddr { node: id, core };
+        for (op, call) in effects.disk.drain(..) {
+            let number = crate::sim::disk::op_number(op);
+            self.trace.core(now, me, &[3, number], || format!("-> {op:?} {call:?}"));
+            let (ticket, latency) = disk.issue(core, op, call);
+            self.queue.after(latency, Event::Disk(node, ticket));
+        }
+        for (to, message) in effects.to_cores.drain(..) {
+            self.trace.core(now, me, &[4, u64::from(to)], || format!("-> core {to} {message:?}"));
+            let input = Box::new(Input::Core { from: core, message });
+            // Always delivered and in order: equal delays, and the queue keeps the order of equal times.
+            self.queue.after(5 * US, Event::Input(node, incarnation, to, input));
+        }
+        for (to, frame) in effects.sends.drain(..) {
+            self.trace.core(now, me, &[5, to.node.0, u64::from(to.core), frame.len() as u64], || {
+                format!("-> {to} frame of {} bytes", frame.len())
+            });
+            self.network.send(now, me, to, &frame);
+        }
+        for (peer, reason) in effects.disconnects.drain(..) {
+            self.violation.get_or_insert(Violation::new("protocol", format!("{me} refuses {peer}: {reason}")));
+            self.network.disconnect(now, me, peer);
+        }
+        let answers: Vec<_> = effects.answers.drain(..).collect();
+        let events: Vec<_> = effects.events.drain(..).collect();
+        state.effects = effects;
+        self.pump_network();
+        answers.into_iter().for_each(|(id, answer)| self.on_answer(node, core, id, answer));
+        events.into_iter().for_each(|event| self.on_event(node, core, event));
+    }
+
+    fn on_answer(&mut self, node: usize, core: u16, id: RequestId, answer: Answer) {
+        let now = self.queue.now();
+        let me = CoreAddr { node: self.nodes[node].id, core };
+        self.trace.core(now, me, &[6, id.0], || format!("-> answer {} {answer:?}", id.0));
+        let Some(process) = &mut self.nodes[node].process else { return };
+        match process.cores[usize::from(core)].clients.remove(&id) {
+            Some(client) => {
+                let after = self.random.skewed(10 * US);
+                self.queue.after(after, Event::Answer(client, Some(answer)));
+            }
+            None => self.break_promise(Violation::new(
+                "one answer",
+                format!("{me} answered request {} once more, or nobody asked: {answer:?}", id.0),
+            )),
+        }
+    }
+
+    fn on_event(&mut self, node: usize, core: u16, event: CoreEvent) {
+        let now = self.queue.now();
+        let me = CoreAddr { node: self.nodes[node].id, core };
+        self.trace.core(now, me, &[7], || format!("-> event {event:?}"));
+        let Node { ref mut process, incarnation, ref mut boot_epoch, ref disk, .. } = self.nodes[node];
+        let Some(process) = process else { return };
+        match event {
+            CoreEvent::Started(report) => {
+                process.started += 1;
+                let known = boot_epoch.entry(incarnation).or_insert(report.boot_epoch);
+                let (known, highest) = (*known, boot_epoch.range(..incarnation).map(|(_, epoch)| *epoch).max());
+                if known != report.boot_epoch || highest.is_some_and(|highest| highest >= known) {
+                    let detail = format!("{me}: boot epoch {} after {highest:?}, {known} here", report.boot_epoch);
+                    self.break_promise(Violation::new("boot epoch", detail));
+                }
+            }
+            CoreEvent::Stopped => {
+                process.stopped += 1;
+                if process.stopped == process.cores.len() {
+                    self.end_node(node, Crash::Process);
+                }
+            }
+            CoreEvent::Failed(failure) => {
+                process.is_ending = true;
+                // Whoever runs the node starts it again.
+                let faulty = disk.errors > process.disk_errors_before;
+                let expected = faulty && !matches!(failure, Failure::Corrupt(_));
+                if !expected {
+                    let violation = Violation::new("start", format!("{me} failed: {failure}"));
+                    return self.break_promise(violation);
+                }
+                self.restart_later(node);
+            }
+            CoreEvent::Leader { .. } => {}
+        }
+    }
+
+    /// Kills a node soon, and starts it again some time later.
+    fn restart_later(&mut self, node: usize) {
+        let incarnation = self.nodes[node].incarnation;
+        let (dies, lives) = (self.random.skewed(10 * MS), self.random.between(20 * MS, 500 * MS));
+        self.queue.after(dies, Event::Kill(node, incarnation));
+        self.queue.after(20 * 32 * MS + lives, Event::Restart(node, incarnation));
+    }
+
+    // ---- clients
+
+    fn client_turn(&mut self, client: ClientId) {
+        let idle = self.traffic == Traffic::None || self.clients.counts.begun >= self.plan.load.operations;
+        if idle || self.clients.is_waiting(client) {
+            return;
+        }
+        let up: Vec<usize> = (0..self.nodes.len()).filter(|node| self.nodes[*node].process.is_some()).collect();
+        if up.is_empty() {
+            return self.queue.after(10 * MS, Event::Client(client));
+        }
+        let node = *self.random.pick(&up);
+        let call = self.clients.begin(self.queue.now(), client);
+        self.send_call(client, node, call);
+    }
+
+    /// Puts a client's request into the inbox of the core that owns the shard.
+    pub(crate) fn send_call(&mut self, client: ClientId, node: usize, call: Call) {
+        let now = self.queue.now();
+        let Node { incarnation, clock, ref mut process, .. } = self.nodes[node];
+        let Some(process) = process else {
+            return self.queue.after(MS, Event::Answer(client, None));
+        };
+        let core = call.request.shard().core(process.cores.len() as u16);
+        let state = &mut process.cores[usize::from(core)];
+        let id = RequestId(state.request_next);
+        state.request_next += 1;
+        state.clients.insert(id, client);
+        let deadline = clock.local(now) + call.patience_ns;
+        let input = Input::Request { id, deadline, request: call.request };
+        self.input(node, incarnation, core, input);
+    }
+
+    fn client_answer(&mut self, client: ClientId, answer: Option<Answer>) {
+        let now = self.queue.now();
+        match self.clients.end(now, client, answer, &self.safety) {
+            Err(violation) => self.break_promise(violation),
+            Ok(_) if client < PROBES => {
+                let after = self.clients.think();
+                self.queue.after(after, Event::Client(client));
+            }
+            Ok(done) => {
+                self.probes.insert(client, done);
+            }
+        }
+    }
+}
+
+/// A node's place among the nodes.
+pub(crate) fn index(node: NodeId) -> usize {
+    node.0 as usize - 1
+}
+
+fn note_input(trace: &mut Trace, now: Nanos, me: CoreAddr, input: &Input) {
+    use crate::hash::hash_bytes;
+    let words: [u64; 3] = match input {
+        Input::Request { id, .. } => [10, id.0, 0],
+        Input::PeerUp { peer, cores } => [11, peer.node.0, u64::from(*cores)],
+        Input::PeerDown { peer } => [12, peer.node.0, u64::from(peer.core)],
+        Input::Frame { from, body } => [13, from.node.0, hash_bytes(body)],
+        Input::Disk { op, result } => [14, crate::sim::disk::op_number(*op), u64::from(result.is_ok())],
+        Input::Core { from, .. } => [15, u64::from(*from), 0],
+        Input::Shutdown => [16, 0, 0],
+    };
+    trace.core(now, me, &words, || match input {
+        Input::Frame { from, body } => match floe::codec::decode(body.clone()) {
+            Ok(batch) => format!("<- {from} {batch:?}"),
+            Err(error) => format!("<- {from} {error}"),
+        },
+        Input::Disk { op, result: Ok(_) } => format!("<- {op:?} done"),
+        other => format!("<- {other:?}"),
+    });
+}

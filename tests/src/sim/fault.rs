@@ -1,0 +1,224 @@
+//! What goes wrong: faults are drawn by the plan's mix, each with an end of its own. Any number of nodes
+//! may be down at once, but every one comes back: nothing is lost for good that was durable.
+
+use crate::sim::cluster::{Cluster, Event, PROBES};
+use crate::sim::clock::{MS, SEC};
+use crate::sim::disk::Crash;
+use crate::sim::plan::FaultKind;
+use floe_raft::Nanos;
+use floe_shard::NodeId;
+use std::collections::BTreeMap;
+
+/// How often each kind of fault struck.
+pub type FaultCounts = BTreeMap<FaultKind, u64>;
+
+/// A fault that ends at some time.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// These directions are blocked.
+    Blocked(Vec<(NodeId, NodeId)>),
+    /// Every latency of the network is longer.
+    Delayed,
+    /// A node's disk is slow, faulty or full.
+    Disk(usize),
+}
+
+impl Cluster {
+    /// Lets faults happen until [`Self::heal`].
+    pub fn start_faults(&mut self) {
+        self.faults_on = true;
+        self.schedule_fault();
+    }
+
+    fn schedule_fault(&mut self) {
+        if !self.plan.faults.is_empty() {
+            let after = self.random.skewed(2 * self.plan.fault_every_ns);
+            self.queue.after(after, Event::NextFault);
+        }
+    }
+
+    pub(crate) fn next_fault(&mut self) {
+        if !self.faults_on {
+            return;
+        }
+        let all: u64 = self.plan.faults.iter().map(|(_, weight)| weight).sum();
+        let mut drawn = self.random.below(all);
+        let mut kind = self.plan.faults[0].0;
+        for &(candidate, weight) in &self.plan.faults {
+            kind = candidate;
+            if drawn < weight {
+                break;
+            }
+            drawn -= weight;
+        }
+        self.strike(kind);
+        self.schedule_fault();
+    }
+
+    /// Makes a fault of this kind happen now, its victim and duration drawn.
+    pub fn strike(&mut self, kind: FaultKind) {
+        let now = self.now();
+        let node = self.random.index(self.nodes.len());
+        let lasts = self.random.skewed(2 * self.plan.fault_for_ns) + MS;
+        *self.faults.entry(kind).or_default() += 1;
+        self.trace.note(now, &[20, kind as u64, node as u64, lasts], || {
+            format!("fault {kind:?}, node {}, for {} us", node + 1, lasts / 1000)
+        });
+        match kind {
+            FaultKind::Kill => self.crash_node(node, Crash::Process, lasts),
+            FaultKind::PowerCut => self.crash_node(node, Crash::Power, lasts),
+            FaultKind::PowerCutAll => self.power_cut_all(lasts),
+            FaultKind::IsolateLeader => self.isolate_leader(lasts),
+            FaultKind::Partition => self.partition(lasts),
+            FaultKind::OneWay => {
+                let other = (node + 1 + self.random.index(self.nodes.len() - 1)) % self.nodes.len();
+                self.block(vec![(self.nodes[node].id, self.nodes[other].id)], lasts);
+            }
+            FaultKind::CutConnections => {
+                self.network.cut(now, self.nodes[node].id, None);
+                self.pump_network();
+            }
+            FaultKind::Delay => {
+                self.network.profile.delay_ns = *self.random.pick(&[5 * MS, 50 * MS, 200 * MS]);
+                self.queue.after(lasts, Event::Undo(Fault::Delayed));
+            }
+            FaultKind::Pause => self.nodes[node].paused_until = now + lasts,
+            FaultKind::SlowDisk => {
+                self.nodes[node].disk.profile.slowness = *self.random.pick(&[10, 100, 3_000]);
+                self.queue.after(lasts, Event::Undo(Fault::Disk(node)));
+            }
+            FaultKind::WriteErrors => {
+                self.nodes[node].disk.profile.write_error_ppm = *self.random.pick(&[3_000, 100_000]);
+                self.queue.after(lasts, Event::Undo(Fault::Disk(node)));
+            }
+            FaultKind::FullDisk => {
+                self.nodes[node].disk.profile.full = true;
+                self.queue.after(lasts, Event::Undo(Fault::Disk(node)));
+            }
+            FaultKind::Shutdown => self.restart_cleanly(node, lasts),
+            FaultKind::OtherCores => {
+                self.nodes[node].cores_next = self.random.between(1, 3) as u16;
+                match self.random.below(3) {
+                    0 => self.crash_node(node, Crash::Process, lasts),
+                    1 => self.crash_node(node, Crash::Power, lasts),
+                    _ => self.restart_cleanly(node, lasts),
+                }
+            }
+            FaultKind::Transfer => self.ask_for_transfer(node),
+        }
+    }
+
+    /// Ends a node's process and starts it again after `down`.
+    pub fn crash_node(&mut self, node: usize, crash: Crash, down: Nanos) {
+        self.end_node(node, crash);
+        let incarnation = self.nodes[node].incarnation;
+        self.queue.after(down, Event::Restart(node, incarnation));
+    }
+
+    /// The power of all nodes fails at once; each comes back within about `down`.
+    pub fn power_cut_all(&mut self, down: Nanos) {
+        for node in 0..self.nodes.len() {
+            let down = down + self.random.below(100 * MS);
+            self.crash_node(node, Crash::Power, down);
+        }
+    }
+
+    /// Shuts a node down cleanly; it starts again some time after.
+    pub fn restart_cleanly(&mut self, node: usize, down: Nanos) {
+        self.shut_down(node);
+        let incarnation = self.nodes[node].incarnation;
+        // Tried again and again: the restart only takes place when the process is gone.
+        for seconds in 1..=30 {
+            self.queue.after(down + seconds * SEC, Event::Restart(node, incarnation));
+        }
+    }
+
+    /// Blocks directions for a while.
+    pub fn block(&mut self, directions: Vec<(NodeId, NodeId)>, lasts: Nanos) {
+        let now = self.now();
+        for &(from, to) in &directions {
+            self.network.block(now, from, to, true);
+        }
+        self.pump_network();
+        self.queue.after(lasts, Event::Undo(Fault::Blocked(directions)));
+    }
+
+    /// Cuts one node off from all others: what it hears, what it says, or both.
+    pub fn isolate(&mut self, node: usize, hears: bool, says: bool, lasts: Nanos) {
+        let me = self.nodes[node].id;
+        let others: Vec<NodeId> = self.nodes.iter().map(|other| other.id).filter(|id| *id != me).collect();
+        let inwards = others.iter().filter(|_| !hears).map(|other| (*other, me));
+        let outwards = others.iter().filter(|_| !says).map(|other| (me, *other));
+        self.block(inwards.chain(outwards).collect(), lasts);
+    }
+
+    fn isolate_leader(&mut self, lasts: Nanos) {
+        let shard = self.shards[self.random.index(self.shards.len())].shard;
+        let Some(leader) = self.leader(shard) else { return };
+        let (hears, says) = *self.random.pick(&[(false, false), (true, false), (false, true)]);
+        self.isolate(leader, hears, says, lasts);
+    }
+
+    fn partition(&mut self, lasts: Nanos) {
+        let mut ids: Vec<NodeId> = self.nodes.iter().map(|node| node.id).collect();
+        self.random.shuffle(&mut ids);
+        let (one, other) = ids.split_at(1 + self.random.index(ids.len() - 1));
+        let one_way = |from: &[NodeId], to: &[NodeId]| -> Vec<(NodeId, NodeId)> {
+            from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to))).collect()
+        };
+        let directions = [one_way(one, other), one_way(other, one)].concat();
+        self.block(directions, lasts);
+    }
+
+    fn ask_for_transfer(&mut self, node: usize) {
+        let shard = self.shards[self.random.index(self.shards.len())].clone();
+        let to = self.random.pick(&shard.replicas).node;
+        let client = PROBES + 1_000_000 + self.faults.values().sum::<u64>() as u32;
+        let call = self.clients.transfer(self.queue.now(), client, shard.shard, to);
+        self.send_call(client, node, call);
+    }
+
+    /// Ends a pause: steps that were put off take place now.
+    fn resume(&mut self, node: usize) {
+        let incarnation = self.nodes[node].incarnation;
+        let was_paused = std::mem::take(&mut self.nodes[node].paused_until) > self.now();
+        if let Some(process) = self.nodes[node].process.as_ref().filter(|_| was_paused) {
+            for core in 0..process.cores.len() as u16 {
+                self.queue.after(0, Event::Run(node, incarnation, core));
+            }
+        }
+    }
+
+    pub(crate) fn undo(&mut self, fault: &Fault) {
+        let now = self.now();
+        match fault {
+            Fault::Blocked(directions) => {
+                for &(from, to) in directions {
+                    self.network.block(now, from, to, false);
+                }
+                self.pump_network();
+            }
+            Fault::Delayed => self.network.profile.delay_ns = self.plan.network.delay_ns,
+            Fault::Disk(node) => self.nodes[*node].disk.profile = self.plan.disk.clone(),
+        }
+    }
+
+    /// Ends every fault and draws no more. What is down starts.
+    pub fn heal(&mut self) {
+        let now = self.now();
+        self.trace.note(now, &[21], || "heal".into());
+        self.faults_on = false;
+        self.network.profile = self.plan.network.clone();
+        self.network.profile.loss_ppm = 0;
+        self.network.profile.chaos_ppm = 0;
+        self.network.open_all(now);
+        self.pump_network();
+        for node in 0..self.nodes.len() {
+            self.nodes[node].disk.profile = self.plan.disk.clone();
+            self.resume(node);
+            if self.nodes[node].process.is_none() {
+                self.start_node(node);
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! A node: its disk stays, its process comes and goes.
+
+use crate::random::Random;
+use crate::sim::client::ClientId;
+use crate::sim::clock::{NodeClock, SEC};
+use crate::sim::disk::Disk;
+use crate::sim::plan::Plan;
+use floe::metrics::CoreMetrics;
+use floe::seam::{Effects, Input};
+use floe::worker::{Worker, WorkerConfig};
+use floe_raft::Nanos;
+use floe_shard::{CoreAddr, Descriptor, MemoryStore, NodeId, RequestId, ShardConfig};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// One core of a running process.
+pub struct Core {
+    /// The production code.
+    pub worker: Worker,
+    /// What it will be given at its next step.
+    pub inbox: Vec<Input>,
+    /// What it wants done; reused.
+    pub effects: Effects,
+    /// Whether its next step is in the queue.
+    pub is_scheduled: bool,
+    /// When its timer is due; `MAX` = not set.
+    pub timer_at: Nanos,
+    /// Until when its last step takes.
+    pub free_at: Nanos,
+    /// Who waits for which answer.
+    pub clients: BTreeMap<RequestId, ClientId>,
+    /// The next request's number.
+    pub request_next: u64,
+}
+
+/// A running process.
+pub struct Process {
+    /// Its cores.
+    pub cores: Vec<Core>,
+    /// How many have started.
+    pub started: usize,
+    /// How many have stopped.
+    pub stopped: usize,
+    /// It has failed or is being shut down.
+    pub is_ending: bool,
+    /// Disk errors before it began: more since then explain a failure.
+    pub disk_errors_before: u64,
+}
+
+/// One node.
+pub struct Node {
+    /// Its id.
+    pub id: NodeId,
+    /// Cores of its next process.
+    pub cores_next: u16,
+    /// Its disk.
+    pub disk: Disk,
+    /// Its clock, a new one with each process.
+    pub clock: NodeClock,
+    /// Counts processes.
+    pub incarnation: u64,
+    /// The process, if it runs.
+    pub process: Option<Process>,
+    /// No core takes a step before this.
+    pub paused_until: Nanos,
+    /// Boot epoch of each incarnation that started.
+    pub boot_epoch: BTreeMap<u64, u64>,
+    random: Random,
+}
+
+impl Node {
+    /// A node without a process.
+    pub fn new(id: NodeId, cores: u16, disk: Disk, random: Random) -> Self {
+        Self {
+            id,
+            cores_next: cores,
+            disk,
+            clock: NodeClock::new(0, SEC, 0),
+            incarnation: 0,
+            process: None,
+            paused_until: 0,
+            boot_epoch: BTreeMap::new(),
+            random,
+        }
+    }
+
+    /// The process, if it is still this one.
+    pub fn process_of(&mut self, incarnation: u64) -> Option<&mut Process> {
+        self.process.as_mut().filter(|_| self.incarnation == incarnation)
+    }
+
+    /// Whether all cores run and mean to.
+    pub fn is_started(&self) -> bool {
+        let runs = |process: &Process| !process.is_ending && process.started == process.cores.len();
+        self.process.as_ref().is_some_and(runs)
+    }
+}
+
+impl Process {
+    /// A new process of a node; its cores' first effects wait to be carried out.
+    pub fn start(node: &mut Node, now: Nanos, plan: &Plan, shards: &Arc<Vec<Descriptor>>) -> Self {
+        node.incarnation += 1;
+        let drift = node.random.between(0, 2 * plan.drift_ppm_max) as i64 - plan.drift_ppm_max as i64;
+        node.clock = NodeClock::new(now, node.random.between(1, 1_000) * SEC, drift);
+        let cores = node.cores_next;
+        let uuid = u128::from(node.random.next_u64()) << 64 | u128::from(node.id.0);
+        let start = |core| {
+            let config = WorkerConfig {
+                me: CoreAddr { node: node.id, core },
+                cores,
+                cluster: 0xF10E,
+                new_store_uuid: uuid,
+                shard: ShardConfig { cores, ..plan.shard.clone() },
+                wal: plan.wal.clone(),
+                bootstrap: shards.clone(),
+                machines: Arc::new(|_| Box::new(MemoryStore::new())),
+                requests_max: 1_000,
+                metrics: Arc::new(CoreMetrics::default()),
+                #[cfg(feature = "planted")]
+                planted_ack_before_durable: plan.bug == Some(crate::sim::plan::Bug::AckBeforeDurable),
+            };
+            let mut effects = Effects::default();
+            let seed = node.random.next_u64();
+            let worker = Worker::new(config, seed, node.clock.local(now), &mut effects);
+            Core {
+                worker,
+                inbox: Vec::new(),
+                effects,
+                is_scheduled: false,
+                timer_at: Nanos::MAX,
+                free_at: now,
+                clients: BTreeMap::new(),
+                request_next: 0,
+            }
+        };
+        let cores = (0..cores).map(start).collect();
+        Self { cores, started: 0, stopped: 0, is_ending: false, disk_errors_before: node.disk.errors }
+    }
+}

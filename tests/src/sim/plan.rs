@@ -1,0 +1,210 @@
+//! What one run is like: everything drawn from its seed before it begins.
+//!
+//! Swarm testing (Groce et al. 2012): each seed draws its own cluster, load and mix of faults, with some
+//! kinds of faults missing altogether. A mix of everything at once hides what a few kinds would show.
+
+use crate::random::Random;
+use crate::sim::clock::{MS, SEC, US};
+use crate::sim::disk::DiskProfile;
+use crate::sim::network::NetworkProfile;
+use floe::WalSettings;
+use floe_raft::Nanos;
+use floe_shard::ShardConfig;
+
+/// A bug that is planted to see that it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Bug {
+    /// A vote is given before it is durable, and forgotten by a crash.
+    VoteNotPersisted,
+    /// Entries of older terms are committed by counting replicas.
+    OldTermCommitCounted,
+    /// The log says that frames are durable before they are.
+    AckBeforeDurable,
+}
+
+impl Bug {
+    /// Every bug.
+    pub const ALL: [Self; 3] = [Self::VoteNotPersisted, Self::OldTermCommitCounted, Self::AckBeforeDurable];
+}
+
+/// Kinds of faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FaultKind {
+    /// A process is killed.
+    Kill,
+    /// The power of one node fails.
+    PowerCut,
+    /// The power of all nodes fails at once.
+    PowerCutAll,
+    /// A shard's leader is cut off, in one direction or both.
+    IsolateLeader,
+    /// The nodes fall into two sides.
+    Partition,
+    /// One node doesn't reach one other.
+    OneWay,
+    /// Connections of a node break.
+    CutConnections,
+    /// Everything takes longer.
+    Delay,
+    /// A node's process stands still for a while.
+    Pause,
+    /// A node's disk is slow, or nearly stuck.
+    SlowDisk,
+    /// Writes of a node's disk fail.
+    WriteErrors,
+    /// A node's disk is full.
+    FullDisk,
+    /// A node is shut down cleanly and started again.
+    Shutdown,
+    /// A node ends somehow and comes back with another number of cores.
+    OtherCores,
+    /// Leadership of a shard is handed over.
+    Transfer,
+}
+
+impl FaultKind {
+    /// Every kind.
+    pub const ALL: [Self; 15] = [
+        Self::Kill,
+        Self::PowerCut,
+        Self::PowerCutAll,
+        Self::IsolateLeader,
+        Self::Partition,
+        Self::OneWay,
+        Self::CutConnections,
+        Self::Delay,
+        Self::Pause,
+        Self::SlowDisk,
+        Self::WriteErrors,
+        Self::FullDisk,
+        Self::Shutdown,
+        Self::OtherCores,
+        Self::Transfer,
+    ];
+}
+
+/// The load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Clients, each with one operation at a time.
+    pub clients: u32,
+    /// Keys, spread evenly over the shards.
+    pub keys: u32,
+    /// Operations to begin before the faults end.
+    pub operations: u64,
+    /// Usual time between an answer and the next operation.
+    pub think_ns: Nanos,
+    /// Longest value.
+    pub value_bytes_max: u64,
+}
+
+/// One run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What everything was drawn from.
+    pub seed: u64,
+    /// Cores of each node; as many as there are nodes.
+    pub cores: Vec<u16>,
+    /// Shards.
+    pub shards: u32,
+    /// Replicas of each.
+    pub replication: usize,
+    /// The load.
+    pub load: Load,
+    /// Kinds of faults and how often each is drawn, relative to the others.
+    pub faults: Vec<(FaultKind, u64)>,
+    /// Usual time between two faults.
+    pub fault_every_ns: Nanos,
+    /// Usual duration of a fault.
+    pub fault_for_ns: Nanos,
+    /// How the network is when nothing is wrong.
+    pub network: NetworkProfile,
+    /// How disks are when nothing is wrong.
+    pub disk: DiskProfile,
+    /// Bound of the clocks' drift.
+    pub drift_ppm_max: u64,
+    /// Raft and shard settings; `cores` is set per node.
+    pub shard: ShardConfig,
+    /// The log's settings.
+    pub wal: WalSettings,
+    /// What is planted.
+    pub bug: Option<Bug>,
+    /// Whether to print a line for everything that happens.
+    pub prints: bool,
+}
+
+impl Plan {
+    /// The swarm's plan of a seed.
+    pub fn draw(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let mut plan = Self::quiet(seed, 3);
+        let nodes = *random.pick(&[3, 3, 3, 3, 5]);
+        plan.cores = vec![random.between(1, 3) as u16; nodes];
+        if random.percent(20) {
+            plan.cores.iter_mut().for_each(|cores| *cores = random.between(1, 3) as u16);
+        }
+        plan.shards = random.between(1, 6) as u32;
+        plan.replication = if random.percent(70) { 3 } else { nodes };
+        plan.load = Load {
+            clients: random.between(10, 50) as u32,
+            keys: random.between(6, 40) as u32,
+            operations: 2_000,
+            think_ns: *random.pick(&[MS, 10 * MS, 50 * MS]),
+            value_bytes_max: *random.pick(&[16, 200, 2_000, 20_000]),
+        };
+        let kinds = FaultKind::ALL.into_iter().filter(|_| random.percent(40)).collect::<Vec<_>>();
+        plan.faults = kinds.into_iter().map(|kind| (kind, random.between(1, 8))).collect();
+        plan.fault_every_ns = *random.pick(&[50 * MS, 200 * MS, 600 * MS]);
+        plan.fault_for_ns = *random.pick(&[20 * MS, 200 * MS, SEC]);
+        plan.network.latency_ns = *random.pick(&[50 * US, 200 * US, 2 * MS]);
+        plan.network.loss_ppm = *random.pick(&[0, 0, 100, 2_000]);
+        plan.network.chaos_ppm = *random.pick(&[0, 0, 1_000, 30_000]);
+        plan.disk.latency_ns = *random.pick(&[20 * US, 100 * US, MS, 5 * MS]);
+        plan.shard.flush_log_bytes = *random.pick(&[4 << 10, 32 << 10, 256 << 10]);
+        plan.shard.log_bytes_max = plan.shard.flush_log_bytes * *random.pick(&[1, 2, 8]);
+        plan.shard.dump_chunk_bytes = *random.pick(&[4 << 10, 64 << 10]);
+        plan.shard.raft.append_bytes_max = *random.pick(&[1 << 10, 64 << 10, 1 << 20]);
+        plan.shard.raft.inflight_messages_max = *random.pick(&[1, 4, 64]);
+        plan.wal.segment_bytes_min = *random.pick(&[64 << 10, 128 << 10]);
+        plan.wal.segment_bytes_max = plan.wal.segment_bytes_min * *random.pick(&[1, 4]);
+        plan.wal.frames_in_flight = *random.pick(&[1, 2, 4, 8]);
+        plan.wal.bytes_max = plan.wal.segment_bytes_max * random.between(4, 12);
+        plan
+    }
+
+    /// A small cluster without faults, for scenarios.
+    pub fn quiet(seed: u64, nodes: usize) -> Self {
+        let mut shard = ShardConfig { flush_log_bytes: 64 << 10, log_bytes_max: 256 << 10, ..ShardConfig::default() };
+        shard.dump_chunk_bytes = 64 << 10;
+        Self {
+            seed,
+            cores: vec![2; nodes],
+            shards: 4,
+            replication: 3,
+            load: Load { clients: 20, keys: 16, operations: 1_000, think_ns: MS, value_bytes_max: 200 },
+            faults: Vec::new(),
+            fault_every_ns: 200 * MS,
+            fault_for_ns: 200 * MS,
+            network: NetworkProfile::default(),
+            disk: DiskProfile::default(),
+            drift_ppm_max: 4_000,
+            shard,
+            wal: WalSettings {
+                segment_bytes_min: 128 << 10,
+                segment_bytes_max: 256 << 10,
+                frames_in_flight: 4,
+                frame_bytes_max: 64 << 10,
+                spares: 2,
+                bytes_max: 2 << 20,
+                queued_bytes_max: 1 << 20,
+            },
+            bug: None,
+            prints: false,
+        }
+    }
+
+    /// The upper bound of the randomized election timeout, which figures are stated in.
+    pub fn election_timeout_ns(&self) -> Nanos {
+        self.shard.raft.election_timeout_max_ns
+    }
+}

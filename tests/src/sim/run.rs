@@ -1,0 +1,261 @@
+//! One run: load and faults, then healing, then the demands: fresh writes on every shard within ten election
+//! timeouts, every operation answered, every key readable, all replicas of a shard equal; then the
+//! history is judged.
+
+use crate::checker::linearizability::{BUDGET, Verdict, check_keys};
+use crate::checker::{Violation, durability::Stored};
+use crate::sim::client::{ClientId, Counts};
+use crate::sim::clock::{MS, SEC};
+use crate::sim::cluster::{Cluster, PROBES, Traffic, index};
+use crate::sim::plan::Plan;
+use floe_raft::{Mark, Nanos};
+use floe_shard::{MultiRaft, ShardId};
+use std::collections::BTreeMap;
+
+/// Probes that write have numbers from here on, then those that read.
+const WRITES: ClientId = PROBES;
+const READS: ClientId = PROBES + 100_000;
+/// How long the load may take before the run goes on to heal.
+const LOAD_NS_MAX: Nanos = 120 * SEC;
+/// How long restarts and connections may take after healing.
+const START_NS_MAX: Nanos = 60 * SEC;
+/// How long clients wait at the most, and then some.
+const IDLE_NS_MAX: Nanos = 10 * SEC;
+/// Fresh writes must succeed within so many election timeouts.
+const LIVENESS_TIMEOUTS: Nanos = 10;
+
+/// What came of a run.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Report {
+    /// Its seed.
+    pub seed: u64,
+    /// Hash of its trace, in hexadecimal.
+    pub hash: String,
+    /// Virtual nanoseconds.
+    pub time_ns: Nanos,
+    /// Steps of cores.
+    pub steps: u64,
+    /// Log entries that the checker compared.
+    pub entries_checked: u64,
+    /// Elections won.
+    pub elections: usize,
+    /// Starts of processes.
+    pub starts: u64,
+    /// Operations.
+    pub operations: Counts,
+    /// Faults by kind.
+    pub faults: BTreeMap<String, u64>,
+    /// From the end of the last restart to the last shard's fresh write.
+    pub recovery_ns: Nanos,
+    /// Which promise was broken, and how.
+    pub failure: Option<(String, String)>,
+}
+
+/// Runs a plan from start to end.
+pub fn run(plan: Plan) -> Report {
+    plant(&plan);
+    let mut cluster = Cluster::new(plan);
+    let mut recovery_ns = 0;
+    let outcome = drive(&mut cluster, &mut recovery_ns);
+    report(&cluster, recovery_ns, outcome.err())
+}
+
+fn report(cluster: &Cluster, recovery_ns: Nanos, violation: Option<Violation>) -> Report {
+    Report {
+        seed: cluster.plan.seed,
+        hash: format!("{:016x}", cluster.trace.hash()),
+        time_ns: cluster.now(),
+        steps: cluster.steps,
+        entries_checked: cluster.safety.checked,
+        elections: cluster.safety.elections(),
+        starts: cluster.nodes.iter().map(|node| node.incarnation).sum(),
+        operations: cluster.clients.counts,
+        faults: cluster.faults.iter().map(|(kind, count)| (format!("{kind:?}"), *count)).collect(),
+        recovery_ns,
+        failure: violation.map(|violation| (violation.property.to_string(), violation.detail)),
+    }
+}
+
+fn drive(cluster: &mut Cluster, recovery_ns: &mut Nanos) -> Result<(), Violation> {
+    cluster.start_clients();
+    cluster.start_faults();
+    let operations = cluster.plan.load.operations;
+    cluster.run_until(LOAD_NS_MAX, |cluster| cluster.clients.counts.begun >= operations)?;
+    cluster.heal();
+    cluster.wait_until_started()?;
+    *recovery_ns = cluster.demand_fresh_writes()?;
+    cluster.finish()
+}
+
+#[cfg(feature = "planted")]
+fn plant(plan: &Plan) {
+    use crate::sim::plan::Bug;
+    floe_raft::plant(match plan.bug {
+        Some(Bug::VoteNotPersisted) => Some(floe_raft::Planted::VoteNotPersisted),
+        Some(Bug::OldTermCommitCounted) => Some(floe_raft::Planted::OldTermCommitCounted),
+        Some(Bug::AckBeforeDurable) | None => None,
+    });
+}
+
+#[cfg(not(feature = "planted"))]
+fn plant(plan: &Plan) {
+    assert!(plan.bug.is_none(), "bugs can only be planted with the feature `planted`");
+}
+
+impl Cluster {
+    /// Waits until every node runs and every connection is up.
+    ///
+    /// # Errors
+    /// They aren't in time.
+    pub fn wait_until_started(&mut self) -> Result<(), Violation> {
+        let started = self.run_until(START_NS_MAX, |cluster| {
+            cluster.nodes.iter().all(|node| node.is_started()) && cluster.network.is_whole()
+        })?;
+        if started {
+            return Ok(());
+        }
+        let states = self.nodes.iter().map(|node| {
+            let process = node.process.as_ref();
+            let state = process.map(|process| (process.started, process.stopped, process.is_ending));
+            format!("{}: (started, stopped, ending) {state:?}, {} disk calls", node.id, node.disk.in_flight())
+        });
+        let detail = format!("not all nodes run: {:?}", states.collect::<Vec<_>>());
+        Err(Violation::new("start", detail))
+    }
+
+    /// Demands that a write succeeds on every shard within ten election timeouts. Answers after how long
+    /// the last did.
+    ///
+    /// # Errors
+    /// Which shards took none.
+    pub fn demand_fresh_writes(&mut self) -> Result<Nanos, Violation> {
+        let begun_at = self.now();
+        self.probes.clear();
+        let keys = (0..self.clients.keys()).map(|key| (self.clients.shard_of(key), key));
+        let keys: BTreeMap<ShardId, u32> = keys.collect();
+        let within = LIVENESS_TIMEOUTS * self.plan.election_timeout_ns();
+        let all = self.run_until(within, |cluster| {
+            let mut all = true;
+            for &key in keys.values() {
+                all &= cluster.probe(WRITES + key, |clients, now, client| clients.put(now, client, key));
+            }
+            all
+        })?;
+        if all {
+            return Ok(self.now() - begun_at);
+        }
+        let missing = keys.iter().filter(|(_, key)| self.probes.get(&(WRITES + **key)) != Some(&true));
+        let missing: Vec<String> = missing.map(|(shard, _)| self.describe(*shard)).collect();
+        let detail = format!("no write within {} ms after healing: {missing:?}", within / MS);
+        Err(Violation::new("liveness", detail))
+    }
+
+    /// Begins a probe's call if it waits for none and hasn't succeeded; whether it has.
+    fn probe(
+        &mut self,
+        client: ClientId,
+        call: impl FnOnce(&mut crate::sim::client::Clients, Nanos, ClientId) -> crate::sim::client::Call,
+    ) -> bool {
+        if self.probes.get(&client) == Some(&true) {
+            return true;
+        }
+        let up: Vec<usize> = (0..self.nodes.len()).filter(|node| self.nodes[*node].is_started()).collect();
+        if !self.clients.is_waiting(client) && !up.is_empty() {
+            let node = *self.random.pick(&up);
+            let now = self.now();
+            let call = call(&mut self.clients, now, client);
+            self.send_call(client, node, call);
+        }
+        false
+    }
+
+    /// Lets operations end, reads every key, waits for equal replicas, and judges the history.
+    ///
+    /// # Errors
+    /// The promise that was broken.
+    pub fn finish(&mut self) -> Result<(), Violation> {
+        self.traffic = Traffic::None;
+        if !self.run_until(IDLE_NS_MAX, |cluster| cluster.clients.waiting().next().is_none())? {
+            let now = self.now();
+            let waiting: Vec<_> = self.clients.waiting().map(|(id, since)| (id, (now - since) / MS)).collect();
+            let detail = format!("operations (client, age in ms) without an answer: {waiting:?}");
+            return Err(Violation::new("one answer", detail));
+        }
+        self.read_everything()?;
+        self.demand_equal_replicas()?;
+        self.compare_with_replay()?;
+        match check_keys(&self.clients.history, BUDGET) {
+            Verdict::Linearizable => Ok(()),
+            Verdict::NotLinearizable { evidence } => Err(Violation::new("linearizability", evidence)),
+            Verdict::Unknown => Err(Violation::new("linearizability unknown", "out of budget")),
+        }
+    }
+
+    fn read_everything(&mut self) -> Result<(), Violation> {
+        self.probes.clear();
+        let all = self.run_until(IDLE_NS_MAX, |cluster| {
+            let mut all = true;
+            for key in 0..cluster.clients.keys() {
+                all &= cluster.probe(READS + key, |clients, now, client| clients.get(now, client, key));
+            }
+            all
+        })?;
+        if all { Ok(()) } else { Err(Violation::new("liveness", "not every key can be read after healing")) }
+    }
+
+    fn demand_equal_replicas(&mut self) -> Result<(), Violation> {
+        let equal = self.run_until(IDLE_NS_MAX, |cluster| {
+            cluster.shards.iter().all(|shard| {
+                let states = cluster.states(shard.shard);
+                states.len() == shard.replicas.len() && states.iter().all(|state| *state == states[0])
+            })
+        })?;
+        if equal {
+            return Ok(());
+        }
+        let all: Vec<String> = self.shards.iter().map(|shard| self.describe(shard.shard)).collect();
+        Err(Violation::new("convergence", format!("replicas differ: {all:#?}")))
+    }
+
+    /// The final reads, and every answer before them, against the replayed history.
+    fn compare_with_replay(&self) -> Result<(), Violation> {
+        let mut expected: BTreeMap<u32, Stored> = BTreeMap::new();
+        for shard in self.shards.iter() {
+            expected.extend(self.clients.durability.replay(shard.shard, &self.safety)?);
+        }
+        for key in 0..self.clients.keys() {
+            let found = self.clients.last_seen(READS + key, key).flatten();
+            let expected = expected.get(&key).copied();
+            if found != expected {
+                let detail = format!("key {key} reads {found:?} at the end, its history says {expected:?}");
+                return Err(Violation::new("durability", detail));
+            }
+        }
+        Ok(())
+    }
+
+    fn multis(&self) -> impl Iterator<Item = (&crate::sim::node::Node, &MultiRaft)> {
+        self.nodes.iter().flat_map(|node| {
+            let cores = node.process.iter().flat_map(|process| &process.cores);
+            cores.filter_map(move |core| Some((node, core.worker.multi()?)))
+        })
+    }
+
+    fn states(&self, shard: ShardId) -> Vec<(Mark, u64)> {
+        self.multis().filter_map(|(_, multi)| multi.state_hash(shard)).collect()
+    }
+
+    fn describe(&self, shard: ShardId) -> String {
+        let replicas = self.multis().filter_map(|(node, multi)| Some(format!("{}: {:?}", node.id, multi.status(shard)?)));
+        replicas.collect::<Vec<_>>().join("\n")
+    }
+
+    /// The node whose replica leads a shard in the highest term, as of now.
+    pub fn leader(&self, shard: ShardId) -> Option<usize> {
+        let leads = |(node, multi): (&crate::sim::node::Node, &MultiRaft)| {
+            let raft = multi.raft(shard).filter(|raft| raft.is_leader())?;
+            Some((raft.term(), index(node.id)))
+        };
+        self.multis().filter_map(leads).max().map(|(_, node)| node)
+    }
+}
