@@ -82,6 +82,7 @@ pub mod request;
 mod shard_map;
 pub mod state_machine;
 mod status;
+mod stored_key;
 mod submit;
 mod timers;
 mod transfer;

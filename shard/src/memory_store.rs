@@ -21,6 +21,7 @@ use crate::cursor::Cursor;
 use crate::descriptor::KeyRange;
 use crate::request::{Query, Row, Versioned};
 use crate::state_machine::{BadPayload, CommandResult, Dump, QueryResult, StateMachine};
+use crate::stored_key::StoredKey;
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, checksum};
 use floe_raft::Mark;
@@ -31,12 +32,12 @@ const MAGIC: &[u8; 8] = b"FLOEMEM1";
 const HEAD_BYTES: usize = 24;
 const ROW_HEAD_BYTES: usize = 16;
 /// What a row costs in memory besides its bytes, roughly.
-const ROW_OVERHEAD_BYTES: u64 = 96;
+const ROW_OVERHEAD_BYTES: u64 = 128;
 
 /// An ordered map of keys to versioned values.
 #[derive(Default)]
 pub struct MemoryStore {
-    rows: BTreeMap<Bytes, Slot>,
+    rows: BTreeMap<StoredKey, Slot>,
     /// Keys and values, without overhead.
     bytes: u64,
     hash: u64,
@@ -65,8 +66,8 @@ impl MemoryStore {
         self.rows.is_empty()
     }
 
-    fn get(&self, key: &[u8]) -> Option<Versioned> {
-        self.rows.get(key).map(Slot::versioned)
+    fn get(&self, key: &Bytes) -> Option<Versioned> {
+        self.rows.get(&StoredKey::of(key.clone())).map(Slot::versioned)
     }
 
     fn put(&mut self, key: &[u8], value: &[u8], version: u64) {
@@ -74,18 +75,13 @@ impl MemoryStore {
         let slot = Slot { version, value: Bytes::copy_from_slice(value), hash };
         self.bytes += (key.len() + value.len()) as u64;
         self.hash = self.hash.wrapping_add(hash);
-        let old = match self.rows.get_mut(key) {
-            Some(old) => std::mem::replace(old, slot),
-            None => {
-                self.rows.insert(Bytes::copy_from_slice(key), slot);
-                return;
-            }
-        };
-        self.forget(key.len(), &old);
+        if let Some(old) = self.rows.insert(StoredKey::copy(key), slot) {
+            self.forget(key.len(), &old);
+        }
     }
 
     fn delete(&mut self, key: &[u8]) {
-        if let Some(old) = self.rows.remove(key) {
+        if let Some(old) = self.rows.remove(&StoredKey::copy(key)) {
             self.forget(key.len(), &old);
         }
     }
@@ -93,9 +89,7 @@ impl MemoryStore {
     fn delete_range(&mut self, start: &[u8], end: &[u8], range: &KeyRange) {
         let Some((low, high)) = clip(start, end, range) else { return };
         let (mut bytes, mut hash) = (0, 0_u64);
-        let (low, high) = (Bytes::copy_from_slice(low), Bytes::copy_from_slice(high));
-        let high = if high.is_empty() { Bound::Unbounded } else { Bound::Excluded(high) };
-        let gone = self.rows.extract_if((Bound::Included(low), high), |_, _| true);
+        let gone = self.rows.extract_if(bounds(low, high), |_, _| true);
         for (key, slot) in gone {
             bytes += (key.len() + slot.value.len()) as u64;
             hash = hash.wrapping_add(slot.hash);
@@ -110,13 +104,12 @@ impl MemoryStore {
     }
 
     fn holds(&self, condition: &ConditionView) -> bool {
+        let slot = |key: &[u8]| self.rows.get(&StoredKey::copy(key));
         match condition {
-            ConditionView::Equals { key, value } => {
-                self.rows.get(key.get()).is_some_and(|slot| slot.value == value.get())
-            }
-            ConditionView::Absent { key } => !self.rows.contains_key(key.get()),
+            ConditionView::Equals { key, value } => slot(key).is_some_and(|slot| slot.value == value.get()),
+            ConditionView::Absent { key } => slot(key).is_none(),
             ConditionView::Version { key, version } => {
-                self.rows.get(key.get()).is_some_and(|slot| slot.version == version.to_native())
+                slot(key).is_some_and(|slot| slot.version == version.to_native())
             }
         }
     }
@@ -142,7 +135,7 @@ impl MemoryStore {
         let Some((low, high)) = clip(query.start, query.end, range) else {
             return QueryResult::Rows(Vec::new(), false);
         };
-        let rows = self.rows.range::<[u8], _>(bounds(low, high));
+        let rows = self.rows.range(bounds(low, high));
         if query.reverse { query.take(rows.rev()) } else { query.take(rows) }
     }
 
@@ -165,6 +158,10 @@ impl MemoryStore {
 }
 
 impl Slot {
+    fn row(&self, key: &StoredKey) -> Row {
+        Row { key: key.bytes().clone(), value: self.versioned() }
+    }
+
     fn versioned(&self) -> Versioned {
         Versioned { version: self.version, value: self.value.clone() }
     }
@@ -203,7 +200,7 @@ impl StateMachine for MemoryStore {
     /// Costs one reference count per key and value (some 50 ns per row), not their bytes: they are
     /// copied where the dump is encoded.
     fn dump(&self) -> Box<dyn Dump> {
-        let row = |(key, slot): (&Bytes, &Slot)| Row { key: key.clone(), value: slot.versioned() };
+        let row = |(key, slot): (&StoredKey, &Slot)| slot.row(key);
         let len = HEAD_BYTES + self.bytes as usize + self.rows.len() * ROW_HEAD_BYTES;
         Box::new(Picture { rows: self.rows.iter().map(row).collect(), len })
     }
@@ -236,14 +233,14 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    fn take<'a>(&self, rows: impl Iterator<Item = (&'a Bytes, &'a Slot)>) -> QueryResult {
+    fn take<'a>(&self, rows: impl Iterator<Item = (&'a StoredKey, &'a Slot)>) -> QueryResult {
         let (mut taken, mut bytes) = (Vec::new(), 0_usize);
         for (key, slot) in rows {
             bytes += key.len() + slot.value.len();
             if taken.len() >= self.limit || (bytes > self.bytes_max && !taken.is_empty()) {
                 return QueryResult::Rows(taken, true);
             }
-            taken.push(Row { key: key.clone(), value: slot.versioned() });
+            taken.push(slot.row(key));
         }
         QueryResult::Rows(taken, false)
     }
@@ -311,9 +308,9 @@ fn clip<'a>(start: &'a [u8], end: &'a [u8], range: &'a KeyRange) -> Option<(&'a 
     (high.is_empty() || low < high).then_some((low, high))
 }
 
-fn bounds<'a>(low: &'a [u8], high: &'a [u8]) -> (Bound<&'a [u8]>, Bound<&'a [u8]>) {
-    let high = if high.is_empty() { Bound::Unbounded } else { Bound::Excluded(high) };
-    (Bound::Included(low), high)
+fn bounds(low: &[u8], high: &[u8]) -> (Bound<StoredKey>, Bound<StoredKey>) {
+    let high = if high.is_empty() { Bound::Unbounded } else { Bound::Excluded(StoredKey::copy(high)) };
+    (Bound::Included(StoredKey::copy(low)), high)
 }
 
 /// A bijective mix, so that the sum over rows has no structure that CRCs would leave in it.
@@ -384,7 +381,7 @@ mod tests {
         let all = KeyRange::all();
         assert_eq!(keys(&store, &scan("b", "d", 9, false), &all), (vec!["b".into(), "c".into()], false));
         assert_eq!(keys(&store, &scan("", "", 2, true), &all), (vec!["e".into(), "d".into()], true));
-        assert_eq!(keys(&store, &scan("", "", 0, false), &all), (vec![], true));
+        assert_eq!(keys(&store, &scan("d", "", 0, false), &all), (vec!["d".into(), "e".into()], false));
         assert_eq!(keys(&store, &scan("d", "b", 9, false), &all), (vec![], false));
         let narrow = KeyRange { start: Bytes::from("b"), end: Bytes::from("d") };
         assert_eq!(keys(&store, &scan("", "", 9, false), &narrow), (vec!["b".into(), "c".into()], false));
@@ -424,7 +421,7 @@ mod tests {
         picture.encode_into(&mut bytes);
         let mut restored = MemoryStore::new();
         restored.restore(&Bytes::from(bytes.clone())).unwrap();
-        let row = restored.get(b"b").unwrap();
+        let row = restored.get(&Bytes::from("b")).unwrap();
         assert_eq!((row.version, &row.value[..]), (2, &b"22"[..]));
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();

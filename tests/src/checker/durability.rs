@@ -61,6 +61,8 @@ pub type Stored = (u64, Index);
 #[derive(Debug, Default)]
 pub struct Durability {
     sent: BTreeMap<(ShardId, u64), Sent>,
+    /// Commands that somebody was told are committed, before the checker saw it.
+    unseen: Vec<(ShardId, Index, u64)>,
     /// Acknowledgements that were checked.
     pub acknowledged: u64,
 }
@@ -91,11 +93,30 @@ impl Durability {
         sent.outcomes.push(outcome);
         if let Outcome::Written(index) = outcome {
             self.acknowledged += 1;
-            let committed = history.committed(shard, index);
-            if committed.is_none_or(|committed| committed.hash != command) {
+            return self.must_be_committed(shard, index, command, history);
+        }
+        Ok(())
+    }
+
+    /// Somebody was told that this command is committed at this index.
+    ///
+    /// # Errors
+    /// Something else is.
+    pub fn must_be_committed(
+        &mut self,
+        shard: ShardId,
+        index: Index,
+        command: u64,
+        history: &RaftSafety,
+    ) -> Result<(), Violation> {
+        match history.committed(shard, index) {
+            Some(committed) if committed.hash == command => {}
+            // A core that stops in the very step in which it commits is seen no more: judged at the end.
+            None => self.unseen.push((shard, index, command)),
+            Some(committed) => {
                 let detail = format!(
-                    "{shard}: {:?} was acknowledged at {index}, where {committed:x?} is committed",
-                    sent.intent
+                    "{shard}: {:?} was said to be committed at {index}, where {committed:x?} is",
+                    self.sent[&(shard, command)].intent
                 );
                 return Err(Violation::new("durability", detail));
             }
@@ -141,6 +162,14 @@ impl Durability {
                 state.insert(key, (value, index));
             } else if holds {
                 state.remove(&key);
+            }
+        }
+        for (_, index, command) in self.unseen.iter().filter(|(of, _, _)| *of == shard) {
+            let committed = history.committed(shard, *index);
+            if committed.is_none_or(|committed| committed.hash != *command) {
+                let intent = self.sent[&(shard, *command)].intent;
+                let detail = format!("{shard}: {intent:?} was acknowledged at {index}, where {committed:x?} is committed");
+                return Err(Violation::new("durability", detail));
             }
         }
         for ((_, command), sent) in self.sent.iter().filter(|((of, _), _)| *of == shard) {

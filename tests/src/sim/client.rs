@@ -382,7 +382,7 @@ impl Clients {
 
     /// Which write a value came from: it must be committed, whole, and of this key and version.
     fn stored(
-        &self,
+        &mut self,
         shard: ShardId,
         key: u32,
         versioned: &Versioned,
@@ -399,10 +399,7 @@ impl Clients {
             return Err(wrong(format!("value {number} of key {written_to}, or damaged")));
         }
         let version = versioned.version;
-        let committed = history.committed(shard, version);
-        if committed.is_none_or(|committed| committed.hash != command) {
-            return Err(wrong(format!("value {number} of version {version}, where {committed:x?} is committed")));
-        }
+        self.durability.must_be_committed(shard, version, command, history)?;
         Ok((number, version))
     }
 

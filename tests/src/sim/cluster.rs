@@ -475,6 +475,16 @@ impl Cluster {
         self.send_call(client, node, call);
     }
 
+    /// Sends a call that a client has begun to a node.
+    pub fn ask(&mut self, client: ClientId, node: usize, call: Call) {
+        self.send_call(client, node, call);
+    }
+
+    /// Sets how many cores a node has from its next start on.
+    pub fn set_cores(&mut self, node: usize, cores: u16) {
+        self.nodes[node].cores_next = cores;
+    }
+
     /// Puts a client's request into the inbox of the core that owns the shard.
     pub(crate) fn send_call(&mut self, client: ClientId, node: usize, call: Call) {
         let now = self.queue.now();

@@ -315,15 +315,19 @@ impl Disk {
         }
     }
 
-    /// Two writes in flight to the same bytes would leave either: no caller may rely on that.
+    /// Two different writes in flight to the same bytes would leave either: no caller may rely on that.
     fn assert_no_overlap(&self, new: &Work) {
         let Work::Write { inode, offset, data } = new else { return };
         let end = offset + data.len() as u64;
         for other in self.in_flight.values() {
-            if let Work::Write { inode: other_inode, offset: other_offset, data: other_data } = &other.work {
-                let other_end = other_offset + other_data.len() as u64;
-                let apart = inode != other_inode || end <= *other_offset || other_end <= *offset;
-                assert!(apart, "overlapping writes in flight: {offset}..{end} and {:?}", other.op);
+            let Work::Write { inode: other_inode, offset: other_offset, data: other_data } = &other.work else {
+                continue;
+            };
+            let (from, to) = (*offset.max(other_offset), end.min(other_offset + other_data.len() as u64));
+            if inode == other_inode && from < to {
+                let part = |data: &Bytes, offset: u64| data.slice((from - offset) as usize..(to - offset) as usize);
+                let same = part(data, *offset) == part(other_data, *other_offset);
+                assert!(same, "different writes in flight to bytes {from}..{to}: {:?}", other.op);
             }
         }
     }

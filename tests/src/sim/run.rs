@@ -250,6 +250,11 @@ impl Cluster {
         replicas.collect::<Vec<_>>().join("\n")
     }
 
+    /// Transferred dumps that running processes have installed.
+    pub fn installs(&self) -> u64 {
+        self.multis().map(|(_, multi)| multi.stats().installs).sum()
+    }
+
     /// The node whose replica leads a shard in the highest term, as of now.
     pub fn leader(&self, shard: ShardId) -> Option<usize> {
         let leads = |(node, multi): (&crate::sim::node::Node, &MultiRaft)| {

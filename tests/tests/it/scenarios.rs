@@ -1,0 +1,172 @@
+//! Scenarios named after the promise that they test. Each ends with the demands of every run: fresh
+//! writes on every shard, all operations answered, equal replicas, a linearizable history.
+
+use floe_raft::Nanos;
+use floe_tests::checker::Violation;
+use floe_tests::sim::clock::{MS, SEC};
+use floe_tests::sim::cluster::{Cluster, PROBES};
+use floe_tests::sim::disk::Crash;
+use floe_tests::sim::plan::{FaultKind, Plan};
+
+/// Runs the load until so many operations have begun.
+fn load(cluster: &mut Cluster, operations: u64) -> Result<(), Violation> {
+    let done = cluster.run_until(120 * SEC, |cluster| cluster.clients.counts.begun >= operations)?;
+    assert!(done, "only {:?} operations in two minutes", cluster.clients.counts);
+    Ok(())
+}
+
+fn heal_and_judge(cluster: &mut Cluster) -> Result<Nanos, Violation> {
+    cluster.heal();
+    cluster.wait_until_started()?;
+    let recovery_ns = cluster.demand_fresh_writes()?;
+    cluster.finish()?;
+    Ok(recovery_ns)
+}
+
+/// Runs a scenario on a few seeds; a broken promise names the seed.
+fn on_seeds(nodes: usize, scenario: impl Fn(&mut Cluster) -> Result<(), Violation>) {
+    on_plans(|seed| Plan::quiet(seed, nodes), scenario);
+}
+
+fn on_plans(plan: impl Fn(u64) -> Plan, scenario: impl Fn(&mut Cluster) -> Result<(), Violation>) {
+    for seed in 1..=3 {
+        let mut cluster = Cluster::new(plan(seed));
+        cluster.start_clients();
+        if let Err(violation) = scenario(&mut cluster) {
+            panic!("seed {seed}: {violation}");
+        }
+    }
+}
+
+#[test]
+fn a_clean_run_carries_out_everything() {
+    on_seeds(3, |cluster| {
+        // Give the first elections time, so that nothing runs into a deadline.
+        load(cluster, 1_000)?;
+        heal_and_judge(cluster)?;
+        let counts = cluster.clients.counts;
+        assert!(counts.unknown == 0, "nothing went wrong, but outcomes are unknown: {counts:?}");
+        assert!(counts.written > 300 && counts.read > 300, "{counts:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn acknowledged_writes_survive_a_power_cut_of_all_nodes() {
+    on_seeds(3, |cluster| {
+        for operations in [200, 400, 600, 800] {
+            load(cluster, operations)?;
+            cluster.power_cut_all(50 * MS);
+            cluster.run_for(SEC)?;
+        }
+        heal_and_judge(cluster).map(|_| ())
+    });
+}
+
+#[test]
+fn isolated_leader_serves_no_stale_read() {
+    on_seeds(3, |cluster| {
+        for round in 0..cluster.shards.len() {
+            load(cluster, 200 * (round as u64 + 1))?;
+            let shard = cluster.shards[round].shard;
+            let Some(leader) = cluster.leader(shard) else { continue };
+            // It neither hears nor is heard, but its clients still ask it.
+            cluster.isolate(leader, false, false, SEC);
+            for key in 0..cluster.clients.keys() {
+                let client = PROBES + 50_000 + 1_000 * round as u32 + key;
+                let now = cluster.now();
+                let call = cluster.clients.get(now, client, key);
+                cluster.ask(client, leader, call);
+            }
+            cluster.run_for(2 * SEC)?;
+        }
+        heal_and_judge(cluster).map(|_| ())
+    });
+}
+
+#[test]
+fn a_half_deaf_leader_is_replaced() {
+    on_seeds(3, |cluster| {
+        load(cluster, 100)?;
+        let shard = cluster.shards[0].shard;
+        let leader = cluster.leader(shard).expect("the load has found one");
+        cluster.isolate(leader, true, false, 10 * SEC);
+        cluster.run_for(5 * SEC)?;
+        let next = cluster.leader(shard);
+        assert!(next.is_some_and(|next| next != leader), "{next:?} leads after {leader}");
+        heal_and_judge(cluster).map(|_| ())
+    });
+}
+
+#[test]
+fn a_restart_with_another_core_count_keeps_everything() {
+    on_seeds(3, |cluster| {
+        let rounds = [(0, 1), (1, 3), (2, 1), (0, 3)];
+        for (round, (node, cores)) in (1..).zip(rounds) {
+            load(cluster, 200 * round)?;
+            cluster.set_cores(node, cores);
+            match round % 2 {
+                0 => cluster.restart_cleanly(node, 10 * MS),
+                _ => cluster.crash_node(node, Crash::Power, 10 * MS),
+            }
+            cluster.run_for(500 * MS)?;
+        }
+        heal_and_judge(cluster).map(|_| ())
+    });
+}
+
+#[test]
+fn a_lagging_follower_catches_up_through_a_dump() {
+    let plan = |seed| {
+        let mut plan = Plan::quiet(seed, 3);
+        plan.shard.flush_log_bytes = 4 << 10;
+        plan.shard.log_bytes_max = 8 << 10;
+        plan.shard.dump_chunk_bytes = 4 << 10;
+        plan
+    };
+    on_plans(plan, |cluster| {
+        load(cluster, 100)?;
+        cluster.crash_node(2, Crash::Process, 60 * SEC);
+        load(cluster, 900)?;
+        heal_and_judge(cluster)?;
+        assert!(cluster.installs() > 0, "nobody needed a dump");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_clean_shutdown_of_each_node_in_turn_loses_nothing() {
+    on_seeds(3, |cluster| {
+        for node in 0..3 {
+            load(cluster, 200 * (node as u64 + 1))?;
+            cluster.restart_cleanly(node, 10 * MS);
+            cluster.run_for(2 * SEC)?;
+        }
+        heal_and_judge(cluster).map(|_| ())
+    });
+}
+
+#[test]
+fn five_replicas_survive_two_crashes() {
+    let plan = |seed| Plan { replication: 5, ..Plan::quiet(seed, 5) };
+    on_plans(plan, |cluster| {
+        load(cluster, 200)?;
+        cluster.crash_node(0, Crash::Power, 60 * SEC);
+        cluster.crash_node(1, Crash::Process, 60 * SEC);
+        cluster.run_for(2 * SEC)?;
+        load(cluster, 800)?;
+        heal_and_judge(cluster).map(|_| ())
+    });
+}
+
+#[test]
+fn a_full_disk_refuses_and_recovers() {
+    on_seeds(3, |cluster| {
+        load(cluster, 100)?;
+        for _ in 0..3 {
+            cluster.strike(FaultKind::FullDisk);
+        }
+        load(cluster, 600)?;
+        heal_and_judge(cluster).map(|_| ())
+    });
+}
