@@ -3,11 +3,13 @@
 use floe::{Config, Engine, Member, NodeId};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let members: Vec<_> =
-        (1..=3).map(|node| Member { node: NodeId(node), address: format!("127.0.0.1:{}", 7400 + node) }).collect();
+    let members: Vec<_> = (1..=3)
+        .map(|node| Member { node: NodeId(node), address: format!("127.0.0.1:{}", 7400 + node) })
+        .collect();
     let mut engines = Vec::new();
     for member in &members {
-        let mut config = Config::member(format!("floe-data/node-{}", member.node), member.node, members.clone());
+        let mut config =
+            Config::member(format!("floe-data/node-{}", member.node), member.node, members.clone());
         config.shards = 12;
         engines.push(Engine::open(config)?);
     }

@@ -187,14 +187,20 @@ impl Boot {
     ///
     /// # Errors
     /// The directory can't be used: a sentence that says why and what to do.
-    pub fn on_disk(&mut self, result: DiskResult, calls: &mut DiskCalls) -> Result<Option<BootRecord>, String> {
+    pub fn on_disk(
+        &mut self,
+        result: DiskResult,
+        calls: &mut DiskCalls,
+    ) -> Result<Option<BootRecord>, String> {
         let done = result.map_err(|error| self.explain(&error))?;
         match (self.step, done) {
             (Step::ListRoot, DiskDone::Listed(entries)) => {
                 if entries.iter().any(|entry| entry.name == FILE) {
                     let call = DiskCall::Read { path: FILE.into(), offset: 0, len: FILE_LEN_MAX };
                     self.issue(Step::ReadRecord, call, calls);
-                } else if let Some(stray) = entries.iter().find(|entry| entry.is_dir && matches!(entry.name.as_str(), "wal" | "dump")) {
+                } else if let Some(stray) =
+                    entries.iter().find(|entry| entry.is_dir && matches!(entry.name.as_str(), "wal" | "dump"))
+                {
                     return Err(format!(
                         "{FILE} is missing but the directory `{}` is there: part of this node's data is lost or not mounted; \
                          restore {FILE}, or empty the whole data directory to start as a new node",
@@ -206,7 +212,8 @@ impl Boot {
                 }
             }
             (Step::ReadRecord, DiskDone::Read(bytes)) => {
-                let record = BootRecord::decode(&bytes).map_err(|why| format!("{FILE} can't be used: {why}"))?;
+                let record =
+                    BootRecord::decode(&bytes).map_err(|why| format!("{FILE} can't be used: {why}"))?;
                 self.check(&record)?;
                 self.record = Some(record);
                 self.issue(Step::ListWal, DiskCall::List { dir: "wal".into() }, calls);
@@ -221,7 +228,9 @@ impl Boot {
                 let call = DiskCall::Rename { from: FILE_NEW.into(), to: FILE.into() };
                 self.issue(Step::Rename, call, calls);
             }
-            (Step::Rename, DiskDone::Done) => self.issue(Step::Sync, DiskCall::SyncDir { dir: "".into() }, calls),
+            (Step::Rename, DiskDone::Done) => {
+                self.issue(Step::Sync, DiskCall::SyncDir { dir: "".into() }, calls)
+            }
             (Step::Sync, DiskDone::Done) => {
                 self.step = Step::Done;
                 return Ok(self.record.take());

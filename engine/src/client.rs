@@ -302,7 +302,9 @@ impl Client {
         let slot = Slot::new();
         match mailbox.post(Post { request, deadline: self.deadline(), slot: slot.clone() }) {
             Ok(()) => Ok(slot),
-            Err(_) if mailbox.is_closed() => Err(Refusal::Unavailable { reason: "the node has shut down".into() }),
+            Err(_) if mailbox.is_closed() => {
+                Err(Refusal::Unavailable { reason: "the node has shut down".into() })
+            }
             Err(_) => Err(Refusal::Busy(BusyReason::Requests)),
         }
     }

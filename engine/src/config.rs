@@ -138,16 +138,44 @@ impl Config {
         check("replication", (1..=7).contains(&self.replication), "must be 1 to 7")?;
         check("timeout", !self.timeout.is_zero(), "must be above 0")?;
         check("requests_max", (1..=1 << 24).contains(&self.requests_max), "must be 1 to 16,777,216")?;
-        check("send_queue_bytes_max", self.send_queue_bytes_max >= 32 << 20, "must be at least 32 MiB, or a largest frame doesn't fit")?;
+        check(
+            "send_queue_bytes_max",
+            self.send_queue_bytes_max >= 32 << 20,
+            "must be at least 32 MiB, or a largest frame doesn't fit",
+        )?;
         check("flush_log_bytes", self.flush_log_bytes > 0, "must be above 0")?;
-        check("log_bytes_max", self.log_bytes_max >= self.flush_log_bytes, "must be at least flush_log_bytes")?;
+        check(
+            "log_bytes_max",
+            self.log_bytes_max >= self.flush_log_bytes,
+            "must be at least flush_log_bytes",
+        )?;
         check("wal.frames_in_flight", (1..=64).contains(&self.wal.frames_in_flight), "must be 1 to 64")?;
         check("wal.segment_bytes_min", self.wal.segment_bytes_min >= 64 << 10, "must be at least 64 KiB")?;
-        check("wal.segment_bytes_min", self.wal.segment_bytes_min.is_multiple_of(4096), "must be a multiple of 4096")?;
-        check("wal.segment_bytes_max", self.wal.segment_bytes_max >= self.wal.segment_bytes_min, "must be at least wal.segment_bytes_min")?;
-        check("wal.segment_bytes_max", self.wal.segment_bytes_max.is_multiple_of(4096), "must be a multiple of 4096")?;
-        check("wal.frame_bytes_max", (16 << 10..=4 << 20).contains(&self.wal.frame_bytes_max), "must be 16 KiB to 4 MiB")?;
-        check("wal.bytes_max", self.wal.bytes_max >= 4 * self.wal.segment_bytes_max, "must be at least four times wal.segment_bytes_max")?;
+        check(
+            "wal.segment_bytes_min",
+            self.wal.segment_bytes_min.is_multiple_of(4096),
+            "must be a multiple of 4096",
+        )?;
+        check(
+            "wal.segment_bytes_max",
+            self.wal.segment_bytes_max >= self.wal.segment_bytes_min,
+            "must be at least wal.segment_bytes_min",
+        )?;
+        check(
+            "wal.segment_bytes_max",
+            self.wal.segment_bytes_max.is_multiple_of(4096),
+            "must be a multiple of 4096",
+        )?;
+        check(
+            "wal.frame_bytes_max",
+            (16 << 10..=4 << 20).contains(&self.wal.frame_bytes_max),
+            "must be 16 KiB to 4 MiB",
+        )?;
+        check(
+            "wal.bytes_max",
+            self.wal.bytes_max >= 4 * self.wal.segment_bytes_max,
+            "must be at least four times wal.segment_bytes_max",
+        )?;
         self.validate_members()?;
         self.shard_config().raft.validate().map_err(rename_raft_field)
     }
@@ -166,7 +194,10 @@ impl Config {
             }
             let port = member.address.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
             if !matches!(port, Some(Ok(_))) {
-                return fail(format!("address `{}` of node {} is not host:port", member.address, member.node));
+                return fail(format!(
+                    "address `{}` of node {} is not host:port",
+                    member.address, member.node
+                ));
             }
         }
         Ok(())

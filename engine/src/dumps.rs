@@ -123,7 +123,8 @@ impl Dumps {
     ) {
         let (step, call) = match step {
             Step::Save => {
-                let (from, to) = (temporary(shard, replica, generation), dump_path(shard, replica, generation));
+                let (from, to) =
+                    (temporary(shard, replica, generation), dump_path(shard, replica, generation));
                 (Step::Rename, DiskCall::Rename { from, to })
             }
             Step::Rename => (Step::Sync, DiskCall::SyncDir { dir: DUMP_DIR.into() }),

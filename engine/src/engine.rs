@@ -122,8 +122,9 @@ impl Engine {
         }
         if let Some(listener) = listener {
             let known = nodes.into_iter().filter(|&node| node != config.node).collect();
-            engine.acceptor =
-                Some(Acceptor::start(listener, own, known, engine.mailboxes.clone()).map_err(OpenError::Spawn)?);
+            engine.acceptor = Some(
+                Acceptor::start(listener, own, known, engine.mailboxes.clone()).map_err(OpenError::Spawn)?,
+            );
         }
         Ok(engine)
     }
@@ -175,7 +176,8 @@ impl Engine {
         let mut sum = StartReport::default();
         let mut waiting = self.mailboxes.len();
         while waiting > 0 {
-            let gone = || crate::seam::Failure::Boot("a core ended while it was starting; see the log".into());
+            let gone =
+                || crate::seam::Failure::Boot("a core ended while it was starting; see the log".into());
             match arrived.recv().map_err(|_| gone())?.1 {
                 Event::Started(report) => {
                     waiting -= 1;

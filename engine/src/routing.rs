@@ -18,7 +18,8 @@ impl Running {
         self.peers.remove(&peer);
         self.multi.peer_down(now, peer);
         let there = |pending: &Pending| pending.place == Place::Forwarded(peer);
-        let lost: Vec<_> = self.requests.iter().filter(|(_, pending)| there(pending)).map(|(id, _)| id).collect();
+        let lost: Vec<_> =
+            self.requests.iter().filter(|(_, pending)| there(pending)).map(|(id, _)| id).collect();
         for id in lost {
             self.retry_or(id, Answer::Unknown(UnknownReason::Disconnected), effects, now);
         }
@@ -32,7 +33,14 @@ impl Running {
         }
     }
 
-    pub(crate) fn admit(&mut self, now: Nanos, origin: Origin, deadline: Nanos, request: Request, effects: &mut Effects) {
+    pub(crate) fn admit(
+        &mut self,
+        now: Nanos,
+        origin: Origin,
+        deadline: Nanos,
+        request: Request,
+        effects: &mut Effects,
+    ) {
         let refusal = if self.draining_until.is_some() {
             Some(Refusal::Unavailable { reason: "the node is shutting down".into() })
         } else if deadline <= now {
@@ -123,7 +131,10 @@ impl Running {
     /// A read can be tried again whatever happened to it; a write can't.
     fn retry_or(&mut self, id: RequestId, answer: Answer, effects: &mut Effects, now: Nanos) {
         match self.requests.get_mut(id) {
-            Some(pending) if matches!(pending.request, Request::Read { .. }) && matches!(pending.origin, Origin::Local(_)) => {
+            Some(pending)
+                if matches!(pending.request, Request::Read { .. })
+                    && matches!(pending.origin, Origin::Local(_)) =>
+            {
                 self.park(id);
             }
             Some(_) => self.finish(now, id, answer, effects),

@@ -2,6 +2,7 @@
 
 use crate::boot::{BootRecord, stream_name};
 use crate::codec;
+use crate::config::WalSettings;
 use crate::disk::{DiskResult, OpId, OpOwner};
 use crate::dumps::Dumps;
 use crate::metrics::{add, set};
@@ -11,7 +12,6 @@ use crate::settle::Settling;
 use crate::start::{Found, FoundAll};
 use crate::wal::{FrameSeq, Record, Wal, WalConfig};
 use crate::worker::WorkerConfig;
-use crate::config::WalSettings;
 use floe_raft::Nanos;
 use floe_shard::descriptor::Descriptor;
 use floe_shard::output::{LogWrite, Output, PersistToken};
@@ -177,7 +177,13 @@ impl Running {
         }
     }
 
-    fn on_disk(&mut self, now: Nanos, op: OpId, result: DiskResult, effects: &mut Effects) -> Result<(), Failure> {
+    fn on_disk(
+        &mut self,
+        now: Nanos,
+        op: OpId,
+        result: DiskResult,
+        effects: &mut Effects,
+    ) -> Result<(), Failure> {
         match op.owner {
             OpOwner::Wal => self
                 .wal
@@ -250,7 +256,8 @@ impl Running {
         for write in output.writes.drain(..) {
             self.wal.append(record(write));
         }
-        let (persists, sends) = (std::mem::take(&mut output.persists), std::mem::take(&mut output.sends_after));
+        let (persists, sends) =
+            (std::mem::take(&mut output.persists), std::mem::take(&mut output.sends_after));
         if !persists.is_empty() || !sends.is_empty() {
             self.held.push_back(Held { until: self.wal.barrier(), persists, sends });
         }
@@ -378,7 +385,7 @@ impl Running {
             self.sealed = true;
             self.wal.seal(now, &mut effects.disk);
         }
-        let quiet = self.wal.durable() >= self.wal.barrier() && self.dumps.is_idle();
+        let quiet = self.wal.is_sealed() && self.dumps.is_idle();
         if quiet || now >= until + DRAIN_NS { Progress::Stopped } else { Progress::Running }
     }
 }
@@ -438,7 +445,7 @@ fn report(record: &BootRecord, found: &FoundAll) -> StartReport {
 }
 
 fn restore(now: Nanos, config: &WorkerConfig, found: Found, multi: &mut MultiRaft) -> Result<(), Failure> {
-    let Found { state, dump, moved } = found;
+    let Found { mut state, dump, moved } = found;
     let mut machine = (config.machines)(state.shard);
     if let Some(dump) = dump {
         let damaged = |why: String| {
@@ -452,6 +459,8 @@ fn restore(now: Nanos, config: &WorkerConfig, found: Found, multi: &mut MultiRaf
             return Err(damaged(format!("it stands at {}, the log says {}", head.mark, state.flushed)));
         }
         machine.restore(&body).map_err(|error| damaged(format!("{error:?}")))?;
+        // A flush is one record that names the dump; the descriptor of that moment lies in the dump.
+        state.descriptor = head.descriptor.encode();
     }
     multi.restore(now, state, machine, moved);
     Ok(())

@@ -191,8 +191,7 @@ impl Start {
                 *known = lowest.max(*known);
             }
             let (frames, bytes, torn) = all.replayed;
-            all.replayed =
-                (frames + recovered.frames, bytes + recovered.bytes, torn + recovered.torn_bytes);
+            all.replayed = (frames + recovered.frames, bytes + recovered.bytes, torn + recovered.torn_bytes);
         }
         all
     }

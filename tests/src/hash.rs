@@ -50,7 +50,8 @@ mod tests {
 
     #[test]
     fn order_length_and_content_count() {
-        let all = [hash_bytes(b""), hash_bytes(b"\0"), hash_bytes(b"ab"), hash_bytes(b"ba"), hash_bytes(&[0; 8])];
+        let all =
+            [hash_bytes(b""), hash_bytes(b"\0"), hash_bytes(b"ab"), hash_bytes(b"ba"), hash_bytes(&[0; 8])];
         for (i, a) in all.iter().enumerate() {
             assert!(all[i + 1..].iter().all(|b| a != b), "{all:?}");
         }

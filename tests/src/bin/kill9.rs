@@ -69,7 +69,8 @@ fn parent(args: &Args) -> Result<(), Box<dyn Error>> {
         let stdout = child.stdout.take().ok_or("the child has no standard output")?;
         let delay = Duration::from_millis(150 + u64::from(round * 37 % 400));
         let last = round == args.rounds;
-        let acknowledged = follow(&mut child, stdout, delay, last, &mut books).map_err(|error| format!("round {round}: {error}"))?;
+        let acknowledged = follow(&mut child, stdout, delay, last, &mut books)
+            .map_err(|error| format!("round {round}: {error}"))?;
         total += acknowledged;
         eprintln!("round {round}: {acknowledged} writes acknowledged, {total} in all, none lost");
     }
@@ -80,13 +81,22 @@ fn parent(args: &Args) -> Result<(), Box<dyn Error>> {
 
 fn spawn(args: &Args, cores: u16) -> Result<Child, Box<dyn Error>> {
     let listeners: Vec<_> = (0..NODES).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-    let ports: Vec<_> =
-        listeners.iter().map(|listener| Ok(listener.local_addr()?.port().to_string())).collect::<Result<_, std::io::Error>>()?;
+    let ports: Vec<_> = listeners
+        .iter()
+        .map(|listener| Ok(listener.local_addr()?.port().to_string()))
+        .collect::<Result<_, std::io::Error>>()?;
     drop(listeners);
     Ok(Command::new(std::env::current_exe()?)
         .arg("--dir")
         .arg(&args.dir)
-        .args(["--writers", &args.writers.to_string(), "--child", &ports.join(","), "--cores", &cores.to_string()])
+        .args([
+            "--writers",
+            &args.writers.to_string(),
+            "--child",
+            &ports.join(","),
+            "--cores",
+            &cores.to_string(),
+        ])
         .stdout(Stdio::piped())
         .spawn()?)
 }
@@ -120,7 +130,9 @@ fn follow(
             child.kill()?;
             killed = true;
         }
-        let (Some(Ok(writer)), Some(Ok(value))) = (words.next().map(str::parse::<u32>), words.next().map(str::parse::<u64>)) else {
+        let (Some(Ok(writer)), Some(Ok(value))) =
+            (words.next().map(str::parse::<u32>), words.next().map(str::parse::<u64>))
+        else {
             continue;
         };
         let book = books.get_mut(&writer).ok_or_else(|| format!("unknown writer {writer}"))?;
@@ -131,10 +143,18 @@ fn follow(
                 acknowledged += 1;
             }
             "r" if value < book.acknowledged => {
-                return Err(format!("LOST: writer {writer} had {} acknowledged, reads {value}", book.acknowledged).into());
+                return Err(format!(
+                    "LOST: writer {writer} had {} acknowledged, reads {value}",
+                    book.acknowledged
+                )
+                .into());
             }
             "r" if value > book.tried => {
-                return Err(format!("WRONG: writer {writer} tried {} at the most, reads {value}", book.tried).into());
+                return Err(format!(
+                    "WRONG: writer {writer} tried {} at the most, reads {value}",
+                    book.tried
+                )
+                .into());
             }
             "r" => *book = Book { acknowledged: value, tried: book.tried.max(value) },
             _ => {}
@@ -159,9 +179,12 @@ fn child(args: &Args) -> Result<(), Box<dyn Error>> {
             thread::spawn(move || Engine::open(config))
         })
         .collect();
-    let engines: Vec<_> =
-        openers.into_iter().map(|opener| opener.join().map_err(|_| "opening a member panicked")?.map_err(Into::into)).collect::<Result<_, Box<dyn Error>>>()?;
-    let start: Vec<u64> = (0..args.writers).map(|writer| read(&engines[0].client(), writer)).collect::<Result<_, _>>()?;
+    let engines: Vec<_> = openers
+        .into_iter()
+        .map(|opener| opener.join().map_err(|_| "opening a member panicked")?.map_err(Into::into))
+        .collect::<Result<_, Box<dyn Error>>>()?;
+    let start: Vec<u64> =
+        (0..args.writers).map(|writer| read(&engines[0].client(), writer)).collect::<Result<_, _>>()?;
     say(&start.iter().enumerate().map(|(writer, value)| format!("r {writer} {value}\n")).collect::<String>());
     say("ready\n");
     let writers: Vec<_> = (0..args.writers)

@@ -111,15 +111,16 @@ fn run_all(options: &Options, seeds: Vec<u64>, bug: Option<Bug>) -> Receiver<Fin
     seeds.into_iter().for_each(|seed| give.send(seed).expect("the receiver is in scope"));
     drop(give);
     let (back, finished) = channel();
-    let spawn = {
-        let (options, back) = (options.clone(), back);
-        move || {
-            let (options, back, queue) = (options.clone(), back.clone(), queue.clone());
-            std::thread::spawn(move || {
-                while next(&queue).is_some_and(|seed| run_one(&options, seed, bug, &back)) {}
-            });
-        }
-    };
+    let spawn =
+        {
+            let (options, back) = (options.clone(), back);
+            move || {
+                let (options, back, queue) = (options.clone(), back.clone(), queue.clone());
+                std::thread::spawn(move || {
+                    while next(&queue).is_some_and(|seed| run_one(&options, seed, bug, &back)) {}
+                });
+            }
+        };
     (0..options.jobs.max(1)).for_each(|_| spawn());
     std::thread::spawn(move || {
         // `spawn` holds a sender: the loop ends when the receiver of the results is gone.
@@ -171,7 +172,8 @@ fn run_seeds(options: &Options, (from, to): (u64, u64)) -> ExitCode {
     let started = Instant::now();
     let count = to - from;
     let results = run_all(options, (from..to).collect(), None);
-    let mut json = options.json.as_ref().map(|path| std::fs::File::create(path).expect("the file can be made"));
+    let mut json =
+        options.json.as_ref().map(|path| std::fs::File::create(path).expect("the file can be made"));
     let (mut failures, mut time_ns, mut steps, mut operations) = (BTreeMap::new(), 0, 0, 0);
     let mut faults: BTreeMap<String, u64> = BTreeMap::new();
     for (done, finished) in (1..=count).zip(results) {
@@ -191,12 +193,18 @@ fn run_seeds(options: &Options, (from, to): (u64, u64)) -> ExitCode {
         if done % 10 == 0 || done == count {
             let elapsed = started.elapsed().as_secs_f64();
             let simulated = time_ns as f64 / 1e9;
-            eprint!("\r{done}/{count} seeds, {} failed, {elapsed:.0} s, {simulated:.0} simulated s ", failures.len());
+            eprint!(
+                "\r{done}/{count} seeds, {} failed, {elapsed:.0} s, {simulated:.0} simulated s ",
+                failures.len()
+            );
         }
     }
     let elapsed = started.elapsed().as_secs_f64();
     eprintln!();
-    println!("{count} seeds, {operations} operations, {steps} steps, {:.0} simulated s in {elapsed:.1} s", time_ns as f64 / 1e9);
+    println!(
+        "{count} seeds, {operations} operations, {steps} steps, {:.0} simulated s in {elapsed:.1} s",
+        time_ns as f64 / 1e9
+    );
     println!("faults: {faults:?}");
     if failures.is_empty() {
         return ExitCode::SUCCESS;
@@ -212,7 +220,11 @@ fn run_seed(options: &Options, seed: u64) -> ExitCode {
     if let Ok(report) = &finished.report {
         println!("{}", serde_json::to_string_pretty(report).expect("a report is plain data"));
         let simulated = report.time_ns as f64 / 1e9;
-        println!("seed {seed} hash {} ({simulated:.1} simulated s in {:.1} s)", report.hash, started.elapsed().as_secs_f64());
+        println!(
+            "seed {seed} hash {} ({simulated:.1} simulated s in {:.1} s)",
+            report.hash,
+            started.elapsed().as_secs_f64()
+        );
     }
     match failure(&finished) {
         None => ExitCode::SUCCESS,
@@ -234,11 +246,14 @@ fn run_planted(options: &Options) -> ExitCode {
         let started = Instant::now();
         let results = run_all(options, (0..options.planted_seeds).collect(), Some(bug));
         let all = (1..=options.planted_seeds).zip(results);
-        let found = all.into_iter().find_map(|(runs, finished)| Some((runs, finished.seed, failure(&finished)?.0)));
+        let found =
+            all.into_iter().find_map(|(runs, finished)| Some((runs, finished.seed, failure(&finished)?.0)));
         let seconds = started.elapsed().as_secs_f64();
         let name = format!("{bug:?}");
         match found {
-            Some((runs, seed, property)) => println!("{name:<24} {runs:>8} {seconds:>10.1}  {property} (seed {seed})"),
+            Some((runs, seed, property)) => {
+                println!("{name:<24} {runs:>8} {seconds:>10.1}  {property} (seed {seed})")
+            }
             None => {
                 missed += 1;
                 println!("{name:<24} {:>8} {seconds:>10.1}  NOT FOUND", options.planted_seeds);

@@ -128,11 +128,7 @@ impl Durability {
     ///
     /// # Errors
     /// What doesn't agree.
-    pub fn replay(
-        &self,
-        shard: ShardId,
-        history: &RaftSafety,
-    ) -> Result<BTreeMap<u32, Stored>, Violation> {
+    pub fn replay(&self, shard: ShardId, history: &RaftSafety) -> Result<BTreeMap<u32, Stored>, Violation> {
         let mut state: BTreeMap<u32, Stored> = BTreeMap::new();
         let mut executed: BTreeMap<u64, Vec<Outcome>> = BTreeMap::new();
         let no_command = entry_hash(EntryKind::Noop, b"");
@@ -168,7 +164,9 @@ impl Durability {
             let committed = history.committed(shard, *index);
             if committed.is_none_or(|committed| committed.hash != *command) {
                 let intent = self.sent[&(shard, *command)].intent;
-                let detail = format!("{shard}: {intent:?} was acknowledged at {index}, where {committed:x?} is committed");
+                let detail = format!(
+                    "{shard}: {intent:?} was acknowledged at {index}, where {committed:x?} is committed"
+                );
                 return Err(Violation::new("durability", detail));
             }
         }
@@ -191,7 +189,8 @@ fn agree(shard: ShardId, sent: &Sent, executed: &[Outcome]) -> Result<(), Violat
                     open.remove(at);
                 }
                 None => {
-                    let detail = format!("{shard}: {intent:?} was answered with {learned:?}, executed: {executed:?}");
+                    let detail =
+                        format!("{shard}: {intent:?} was answered with {learned:?}, executed: {executed:?}");
                     return Err(Violation::new("durability", detail));
                 }
             },
@@ -204,7 +203,11 @@ fn agree(shard: ShardId, sent: &Sent, executed: &[Outcome]) -> Result<(), Violat
         return Ok(());
     }
     let refused = sent.outcomes.contains(&Outcome::Refused);
-    let property = if refused && executed.len() <= sent.times { "refused but applied" } else { "applied twice" };
-    let detail = format!("{shard}: {intent:?}, sent {} times, outcomes {:?}, executed {executed:?}", sent.times, sent.outcomes);
+    let property =
+        if refused && executed.len() <= sent.times { "refused but applied" } else { "applied twice" };
+    let detail = format!(
+        "{shard}: {intent:?}, sent {} times, outcomes {:?}, executed {executed:?}",
+        sent.times, sent.outcomes
+    );
     Err(Violation::new(property, detail))
 }

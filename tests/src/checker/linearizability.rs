@@ -149,7 +149,8 @@ fn prepare(operations: &[Operation]) -> Prepared {
     let mut groups: BTreeMap<(u8, Value, Value), Vec<Operation>> = BTreeMap::new();
     for operation in operations {
         let mut operation = *operation;
-        if let Action::Read(seen @ Some(_)) | Action::Cas { expected: seen @ Some(_), .. } = operation.action {
+        if let Action::Read(seen @ Some(_)) | Action::Cas { expected: seen @ Some(_), .. } = operation.action
+        {
             let written = called_at.get(&seen).copied().unwrap_or(0);
             if operation.answered.is_none_or(|answered| written <= answered) {
                 operation.called = operation.called.max(written);
@@ -346,8 +347,7 @@ impl<'a> Search<'a> {
             }
             return Candidate::Group(0);
         };
-        let Some((value, changes)) = step(self.value, self.history.answered[operation].action)
-        else {
+        let Some((value, changes)) = step(self.value, self.history.answered[operation].action) else {
             return Candidate::End(after);
         };
         let sees = usize::from(changes && seen_by(self.history.answered[operation].action).is_some());
@@ -478,9 +478,11 @@ impl<'a> Search<'a> {
         let overlapping = near.filter(|operation| {
             operation.called <= to && operation.answered.is_none_or(|answered| answered >= from)
         });
-        let before = self.history.answered.iter().filter(|operation| {
-            operation.answered.is_some_and(|answered| answered < from)
-        });
+        let before = self
+            .history
+            .answered
+            .iter()
+            .filter(|operation| operation.answered.is_some_and(|answered| answered < from));
         let mut before: Vec<_> = before.collect();
         before.sort_by_key(|operation| operation.answered);
         let mut text = format!("no order explains {blocked}; {left} operations left");
@@ -598,7 +600,11 @@ mod tests {
         for (_, number, client, called, answered) in planned {
             let unknown = random.percent(unknown_percent);
             let happens = !unknown || random.percent(50);
-            let set = |value: &mut Value, new| if happens { *value = new };
+            let set = |value: &mut Value, new| {
+                if happens {
+                    *value = new
+                }
+            };
             let action = match random.below(10) {
                 0..5 => Read(value),
                 5..8 => {

@@ -187,8 +187,11 @@ impl Look<'_> {
 
     fn nothing_goes_back(&self) -> Result<(), Violation> {
         let (view, old) = (self.view, &*self.replica);
-        let pairs =
-            [("term", old.term, view.term), ("commit", old.commit, view.commit), ("applied", old.applied, view.state.0.index)];
+        let pairs = [
+            ("term", old.term, view.term),
+            ("commit", old.commit, view.commit),
+            ("applied", old.applied, view.state.0.index),
+        ];
         for (what, old, new) in pairs {
             if new < old {
                 return Err(self.broken("monotony", format!("{what} went from {old} back to {new}")));
@@ -261,7 +264,8 @@ impl Look<'_> {
         }
         if before != view.last {
             let last = view.last;
-            return Err(self.broken("log matching", format!("the log says it ends at {last}, but it ends at {before}")));
+            return Err(self
+                .broken("log matching", format!("the log says it ends at {last}, but it ends at {before}")));
         }
         Ok(())
     }
@@ -353,12 +357,17 @@ impl Look<'_> {
             return Ok(());
         }
         let earlier = |(_, committed): &(&Index, &Committed)| committed.seen_in < view.term;
-        let Some((&index, committed)) = self.history.committed.iter().rev().find(earlier) else { return Ok(()) };
+        let Some((&index, committed)) = self.history.committed.iter().rev().find(earlier) else {
+            return Ok(());
+        };
         let has = index < view.first || (view.term_at)(index) == Some(committed.term);
         if !has {
             return Err(self.broken(
                 "leader completeness",
-                format!("the leader of term {} lacks {index}@{}, which was committed before", view.term, committed.term),
+                format!(
+                    "the leader of term {} lacks {index}@{}, which was committed before",
+                    view.term, committed.term
+                ),
             ));
         }
         Ok(())
@@ -470,7 +479,10 @@ mod tests {
         let mut checker = RaftSafety::default();
         Fake::new(2, 0, LOG).observe(&mut checker, 1).unwrap();
         assert_eq!(Fake::new(2, 0, &[(1, "z")]).observe(&mut checker, 2), Err("log matching"));
-        assert_eq!(Fake::new(2, 0, &[(1, "a"), (2, "b"), (2, "c")]).observe(&mut checker, 3), Err("log matching"));
+        assert_eq!(
+            Fake::new(2, 0, &[(1, "a"), (2, "b"), (2, "c")]).observe(&mut checker, 3),
+            Err("log matching")
+        );
     }
 
     #[test]

@@ -14,7 +14,8 @@ use crate::sim::plan::Load;
 use bytes::Bytes;
 use floe_raft::Nanos;
 use floe_shard::{
-    Answer, Consistency, Descriptor, NodeId, Query, Refusal, Request, ShardId, ShardMap, Versioned, WriteBatch,
+    Answer, Consistency, Descriptor, NodeId, Query, Refusal, Request, ShardId, ShardMap, Versioned,
+    WriteBatch,
 };
 use std::collections::BTreeMap;
 
@@ -307,7 +308,10 @@ impl Clients {
                         | Refusal::NoSuchShard { .. }
                 );
                 if odd {
-                    return Err(Violation::new("answer", format!("a sound request was refused: {refusal:?}")));
+                    return Err(Violation::new(
+                        "answer",
+                        format!("a sound request was refused: {refusal:?}"),
+                    ));
                 }
             }
             Some(_) => {}
@@ -415,7 +419,8 @@ impl Clients {
         history: &RaftSafety,
     ) -> Result<(), Violation> {
         self.counts.read += 1;
-        let names: Vec<Bytes> = self.keys[from as usize..to as usize].iter().map(|(name, _)| name.clone()).collect();
+        let names: Vec<Bytes> =
+            self.keys[from as usize..to as usize].iter().map(|(name, _)| name.clone()).collect();
         if let Some(stray) = rows.keys().find(|name| !names.contains(name)) {
             return Err(Violation::new("read", format!("a scan of {from}..{to} found {stray:?}")));
         }

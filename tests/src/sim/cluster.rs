@@ -350,10 +350,11 @@ impl Cluster {
         let Some(process) = process else { return };
         let Some(multi) = process.cores[usize::from(core)].worker.multi() else { return };
         let safety = &mut self.safety;
-        let outcome = multi.shards().try_for_each(|shard| match (multi.raft(shard), multi.state_hash(shard)) {
-            (Some(raft), Some(state)) => safety.observe_raft(id, shard, raft, state),
-            _ => Ok(()),
-        });
+        let outcome =
+            multi.shards().try_for_each(|shard| match (multi.raft(shard), multi.state_hash(shard)) {
+                (Some(raft), Some(state)) => safety.observe_raft(id, shard, raft, state),
+                _ => Ok(()),
+            });
         if let Err(violation) = outcome {
             self.break_promise(violation);
         }
@@ -386,7 +387,8 @@ impl Cluster {
             self.network.send(now, me, to, &frame);
         }
         for (peer, reason) in effects.disconnects.drain(..) {
-            self.violation.get_or_insert(Violation::new("protocol", format!("{me} refuses {peer}: {reason}")));
+            self.violation
+                .get_or_insert(Violation::new("protocol", format!("{me} refuses {peer}: {reason}")));
             self.network.disconnect(now, me, peer);
         }
         let answers: Vec<_> = effects.answers.drain(..).collect();
@@ -424,9 +426,11 @@ impl Cluster {
             CoreEvent::Started(report) => {
                 process.started += 1;
                 let known = boot_epoch.entry(incarnation).or_insert(report.boot_epoch);
-                let (known, highest) = (*known, boot_epoch.range(..incarnation).map(|(_, epoch)| *epoch).max());
+                let (known, highest) =
+                    (*known, boot_epoch.range(..incarnation).map(|(_, epoch)| *epoch).max());
                 if known != report.boot_epoch || highest.is_some_and(|highest| highest >= known) {
-                    let detail = format!("{me}: boot epoch {} after {highest:?}, {known} here", report.boot_epoch);
+                    let detail =
+                        format!("{me}: boot epoch {} after {highest:?}, {known} here", report.boot_epoch);
                     self.break_promise(Violation::new("boot epoch", detail));
                 }
             }
@@ -466,7 +470,8 @@ impl Cluster {
         if idle || self.clients.is_waiting(client) {
             return;
         }
-        let up: Vec<usize> = (0..self.nodes.len()).filter(|node| self.nodes[*node].process.is_some()).collect();
+        let up: Vec<usize> =
+            (0..self.nodes.len()).filter(|node| self.nodes[*node].process.is_some()).collect();
         if up.is_empty() {
             return self.queue.after(10 * MS, Event::Client(client));
         }

@@ -258,9 +258,9 @@ impl Disk {
         self.files.retain(|inode, _| reachable.contains(inode));
     }
 
-    /// Calls in flight.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.len()
+    /// Tickets of calls in flight.
+    pub fn in_flight(&self) -> impl ExactSizeIterator<Item = u64> + '_ {
+        self.in_flight.keys().copied()
     }
 
     /// Live files and their lengths, for reports.
@@ -295,14 +295,20 @@ impl Disk {
         match call {
             DiskCall::List { dir } => Work::List { dir },
             DiskCall::Create { path, len } => {
-                assert!(len.is_multiple_of(BLOCK as u64), "creating {path} with {len} bytes, not whole blocks");
+                assert!(
+                    len.is_multiple_of(BLOCK as u64),
+                    "creating {path} with {len} bytes, not whole blocks"
+                );
                 Work::Create { path, len }
             }
             DiskCall::Rename { from, to } => Work::Rename { from, to },
             DiskCall::Remove { path } => Work::Remove { path },
             DiskCall::SyncDir { dir } => Work::SyncDir { dir, changes: self.change_next },
             DiskCall::Read { path, offset, len } => {
-                assert!(offset.is_multiple_of(BLOCK as u64), "reading {path} at {offset}, not a block's start");
+                assert!(
+                    offset.is_multiple_of(BLOCK as u64),
+                    "reading {path} at {offset}, not a block's start"
+                );
                 inode_of(&path).map_or_else(|| missing(&path), |inode| Work::Read { inode, offset, len })
             }
             DiskCall::Write { path, offset, data } => {
@@ -320,12 +326,14 @@ impl Disk {
         let Work::Write { inode, offset, data } = new else { return };
         let end = offset + data.len() as u64;
         for other in self.in_flight.values() {
-            let Work::Write { inode: other_inode, offset: other_offset, data: other_data } = &other.work else {
+            let Work::Write { inode: other_inode, offset: other_offset, data: other_data } = &other.work
+            else {
                 continue;
             };
             let (from, to) = (*offset.max(other_offset), end.min(other_offset + other_data.len() as u64));
             if inode == other_inode && from < to {
-                let part = |data: &Bytes, offset: u64| data.slice((from - offset) as usize..(to - offset) as usize);
+                let part =
+                    |data: &Bytes, offset: u64| data.slice((from - offset) as usize..(to - offset) as usize);
                 let same = part(data, *offset) == part(other_data, *other_offset);
                 assert!(same, "different writes in flight to bytes {from}..{to}: {:?}", other.op);
             }
@@ -361,8 +369,10 @@ impl Disk {
     }
 
     fn list(&self, dir: &str) -> Vec<DirEntry> {
-        let files = self.names.iter().filter(|(path, _)| parent(path) == dir).map(|(path, inode)| {
-            DirEntry { name: name(path).into(), len: self.files[inode].live.len, is_dir: false }
+        let files = self.names.iter().filter(|(path, _)| parent(path) == dir).map(|(path, inode)| DirEntry {
+            name: name(path).into(),
+            len: self.files[inode].live.len,
+            is_dir: false,
         });
         let dirs = self.dirs.iter().filter(|path| !path.is_empty() && parent(path) == dir);
         let dirs = dirs.map(|path| DirEntry { name: name(path).into(), len: 0, is_dir: true });

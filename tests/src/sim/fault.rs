@@ -1,8 +1,8 @@
 //! What goes wrong: faults are drawn by the plan's mix, each with an end of its own. Any number of nodes
 //! may be down at once, but every one comes back: nothing is lost for good that was durable.
 
-use crate::sim::cluster::{Cluster, Event, PROBES};
 use crate::sim::clock::{MS, SEC};
+use crate::sim::cluster::{Cluster, Event, PROBES};
 use crate::sim::disk::Crash;
 use crate::sim::plan::FaultKind;
 use floe_raft::Nanos;
@@ -215,6 +215,11 @@ impl Cluster {
         self.pump_network();
         for node in 0..self.nodes.len() {
             self.nodes[node].disk.profile = self.plan.disk.clone();
+            // What a slow disk holds back comes now.
+            for ticket in self.nodes[node].disk.in_flight().collect::<Vec<_>>() {
+                let after = self.random.between(0, 20 * MS);
+                self.queue.after(after, Event::Disk(node, ticket));
+            }
             self.resume(node);
             if self.nodes[node].process.is_none() {
                 self.start_node(node);

@@ -156,7 +156,11 @@ impl Network {
         let count = self.blocked.entry((from, to)).or_default();
         *count = if blocks { *count + 1 } else { count.saturating_sub(1) };
         let open = *count == 0;
-        let concerned = |pair: &Pair| pair[0].node.min(pair[1].node) == from.min(to) && side_of(pair, from).is_some() && side_of(pair, to).is_some();
+        let concerned = |pair: &Pair| {
+            pair[0].node.min(pair[1].node) == from.min(to)
+                && side_of(pair, from).is_some()
+                && side_of(pair, to).is_some()
+        };
         let concerned: Vec<Pair> = self.links.keys().filter(|pair| concerned(pair)).copied().collect();
         for pair in concerned {
             let side = side_of(&pair, to).expect("filtered by it");
@@ -259,7 +263,8 @@ impl Network {
     }
 
     fn is_blocked(&self, [one, other]: &Pair) -> bool {
-        let blocked = |from: NodeId, to: NodeId| self.blocked.get(&(from, to)).is_some_and(|count| *count > 0);
+        let blocked =
+            |from: NodeId, to: NodeId| self.blocked.get(&(from, to)).is_some_and(|count| *count > 0);
         blocked(one.node, other.node) || blocked(other.node, one.node)
     }
 

@@ -174,7 +174,8 @@ impl Plan {
 
     /// A small cluster without faults, for scenarios.
     pub fn quiet(seed: u64, nodes: usize) -> Self {
-        let mut shard = ShardConfig { flush_log_bytes: 64 << 10, log_bytes_max: 256 << 10, ..ShardConfig::default() };
+        let mut shard =
+            ShardConfig { flush_log_bytes: 64 << 10, log_bytes_max: 256 << 10, ..ShardConfig::default() };
         shard.dump_chunk_bytes = 64 << 10;
         Self {
             seed,

@@ -9,7 +9,7 @@ use crate::sim::clock::{MS, SEC};
 use crate::sim::cluster::{Cluster, PROBES, Traffic, index};
 use crate::sim::plan::Plan;
 use floe_raft::{Mark, Nanos};
-use floe_shard::{MultiRaft, ShardId};
+use floe_shard::{Descriptor, MultiRaft, ShardId};
 use std::collections::BTreeMap;
 
 /// Probes that write have numbers from here on, then those that read.
@@ -117,7 +117,7 @@ impl Cluster {
         let states = self.nodes.iter().map(|node| {
             let process = node.process.as_ref();
             let state = process.map(|process| (process.started, process.stopped, process.is_ending));
-            format!("{}: (started, stopped, ending) {state:?}, {} disk calls", node.id, node.disk.in_flight())
+            format!("{}: (started, stopped, ending) {state:?}, {} disk calls", node.id, node.disk.in_flight().len())
         });
         let detail = format!("not all nodes run: {:?}", states.collect::<Vec<_>>());
         Err(Violation::new("start", detail))
@@ -146,7 +146,7 @@ impl Cluster {
         }
         let missing = keys.iter().filter(|(_, key)| self.probes.get(&(WRITES + **key)) != Some(&true));
         let missing: Vec<String> = missing.map(|(shard, _)| self.describe(*shard)).collect();
-        let detail = format!("no write within {} ms after healing: {missing:?}", within / MS);
+        let detail = format!("no write within {} ms after healing:\n{}", within / MS, missing.join("\n"));
         Err(Violation::new("liveness", detail))
     }
 
@@ -177,7 +177,8 @@ impl Cluster {
         self.traffic = Traffic::None;
         if !self.run_until(IDLE_NS_MAX, |cluster| cluster.clients.waiting().next().is_none())? {
             let now = self.now();
-            let waiting: Vec<_> = self.clients.waiting().map(|(id, since)| (id, (now - since) / MS)).collect();
+            let waiting: Vec<_> =
+                self.clients.waiting().map(|(id, since)| (id, (now - since) / MS)).collect();
             let detail = format!("operations (client, age in ms) without an answer: {waiting:?}");
             return Err(Violation::new("one answer", detail));
         }
@@ -204,17 +205,16 @@ impl Cluster {
     }
 
     fn demand_equal_replicas(&mut self) -> Result<(), Violation> {
-        let equal = self.run_until(IDLE_NS_MAX, |cluster| {
-            cluster.shards.iter().all(|shard| {
-                let states = cluster.states(shard.shard);
-                states.len() == shard.replicas.len() && states.iter().all(|state| *state == states[0])
-            })
-        })?;
-        if equal {
+        let equal = |cluster: &Self, shard: &Descriptor| {
+            let states = cluster.states(shard.shard);
+            states.len() == shard.replicas.len() && states.iter().all(|state| *state == states[0])
+        };
+        if self.run_until(IDLE_NS_MAX, |cluster| cluster.shards.iter().all(|shard| equal(cluster, shard)))? {
             return Ok(());
         }
-        let all: Vec<String> = self.shards.iter().map(|shard| self.describe(shard.shard)).collect();
-        Err(Violation::new("convergence", format!("replicas differ: {all:#?}")))
+        let unequal = self.shards.iter().filter(|shard| !equal(self, shard));
+        let replicas: Vec<String> = unequal.map(|shard| self.describe(shard.shard)).collect();
+        Err(Violation::new("convergence", format!("replicas differ:\n{}", replicas.join("\n"))))
     }
 
     /// The final reads, and every answer before them, against the replayed history.
@@ -246,7 +246,9 @@ impl Cluster {
     }
 
     fn describe(&self, shard: ShardId) -> String {
-        let replicas = self.multis().filter_map(|(node, multi)| Some(format!("{}: {:?}", node.id, multi.status(shard)?)));
+        let replicas = self
+            .multis()
+            .filter_map(|(node, multi)| Some(format!("{}: {:?}", node.id, multi.status(shard)?)));
         replicas.collect::<Vec<_>>().join("\n")
     }
 

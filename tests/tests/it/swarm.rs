@@ -18,7 +18,10 @@ fn budget() -> u64 {
 fn all_pass(seeds: impl Iterator<Item = u64>) {
     let failed: Vec<Report> = seeds.map(run_seed).filter(|report| report.failure.is_some()).collect();
     let failures: Vec<_> = failed.iter().map(|report| (report.seed, &report.failure)).collect();
-    assert!(failures.is_empty(), "replay with `cargo run -p floe-tests --bin sim -- --ops 500 --seed N`: {failures:#?}");
+    assert!(
+        failures.is_empty(),
+        "replay with `cargo run -p floe-tests --bin sim -- --ops 500 --seed N`: {failures:#?}"
+    );
 }
 
 #[test]

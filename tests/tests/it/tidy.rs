@@ -16,7 +16,10 @@ struct Source {
 }
 
 fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate is a member of a workspace").to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("this crate is a member of a workspace")
+        .to_path_buf()
 }
 
 fn sources() -> Vec<Source> {
@@ -39,11 +42,13 @@ fn collect(root: &Path, dir: &Path, into: &mut Vec<Source>) {
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path).expect("source code is UTF-8");
             let path = path.strip_prefix(root).expect("found below it").to_string_lossy().into_owned();
-            let in_test_dir = path.split('/').any(|part| part == "tests.rs" || part == "tests" || part == "benches");
+            let in_test_dir =
+                path.split('/').any(|part| part == "tests.rs" || part == "tests" || part == "benches");
             let is_test = in_test_dir && !path.starts_with("tests/src/");
             let all = text.lines().map(str::to_owned).enumerate().map(|(at, line)| (at + 1, line));
             // Unit tests are the last item of a file.
-            let lines = all.take_while(|(_, line)| is_test || line != "#[cfg(test)]" || is_followed(&text)).collect();
+            let lines =
+                all.take_while(|(_, line)| is_test || line != "#[cfg(test)]" || is_followed(&text)).collect();
             into.push(Source { path, lines, is_test });
         }
     }
@@ -73,7 +78,17 @@ fn functions_are_short() {
         for (number, line) in &source.lines {
             let trimmed = line.trim_start();
             let indent = line.len() - trimmed.len();
-            let begins = ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "const fn ", "pub const fn ", "async fn ", "pub async fn ", "unsafe fn "];
+            let begins = [
+                "fn ",
+                "pub fn ",
+                "pub(crate) fn ",
+                "pub(super) fn ",
+                "const fn ",
+                "pub const fn ",
+                "async fn ",
+                "pub async fn ",
+                "unsafe fn ",
+            ];
             match &open {
                 Some((at, name, column)) if indent == *column && trimmed.starts_with('}') => {
                     let lines = number - at + 1;
@@ -82,7 +97,10 @@ fn functions_are_short() {
                     }
                     open = None;
                 }
-                None if begins.iter().any(|begin| trimmed.starts_with(begin)) && !line.ends_with('}') && !line.ends_with(';') => {
+                None if begins.iter().any(|begin| trimmed.starts_with(begin))
+                    && !line.ends_with('}')
+                    && !line.ends_with(';') =>
+                {
                     open = Some((*number, trimmed.split('(').next().unwrap_or(trimmed).to_owned(), indent));
                 }
                 _ => {}
@@ -110,7 +128,9 @@ fn offenders(is_bad: impl Fn(&Source, &str) -> bool) -> Vec<String> {
 fn glommio_stays_in_its_driver() {
     let found = offenders(|source, code| {
         let names_it = code.contains("glommio::") || code.contains("use glommio");
-        names_it && !source.path.starts_with("engine/src/driver") && !source.path.starts_with("tests/tests/it/tidy")
+        names_it
+            && !source.path.starts_with("engine/src/driver")
+            && !source.path.starts_with("tests/tests/it/tidy")
     });
     assert!(found.is_empty(), "glommio is imported outside of engine/src/driver: {found:#?}");
 }
@@ -161,7 +181,8 @@ fn raft_and_shard_are_deterministic() {
 #[test]
 fn planted_bugs_are_never_a_default() {
     for member in ["raft", "shard", "engine", "tests"] {
-        let manifest = fs::read_to_string(workspace().join(member).join("Cargo.toml")).expect("a member has a manifest");
+        let manifest =
+            fs::read_to_string(workspace().join(member).join("Cargo.toml")).expect("a member has a manifest");
         let defaults = manifest.lines().find(|line| line.trim_start().starts_with("default"));
         assert!(defaults.is_none_or(|line| !line.contains("planted")), "{member}: {defaults:?}");
     }
