@@ -4,9 +4,12 @@
 //! a cache miss; most comparisons are decided by the first 16 bytes alone.
 
 use bytes::Bytes;
+use std::cmp::Ordering;
+
+const HEAD_BYTES: usize = 16;
 
 /// A key, ordered as its bytes are.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone)]
 pub(crate) struct StoredKey {
     /// The first 16 bytes, big-endian, padded with zeros: where two differ they order as the keys do,
     /// because a shorter key is padded with the smallest byte.
@@ -22,8 +25,8 @@ impl StoredKey {
 
     /// Takes the key as it is.
     pub(crate) fn of(bytes: Bytes) -> Self {
-        let mut head = [0; 16];
-        let len = bytes.len().min(16);
+        let mut head = [0; HEAD_BYTES];
+        let len = bytes.len().min(HEAD_BYTES);
         head[..len].copy_from_slice(&bytes[..len]);
         Self { head: u128::from_be_bytes(head), bytes }
     }
@@ -36,6 +39,31 @@ impl StoredKey {
         self.bytes.len()
     }
 }
+
+impl Ord for StoredKey {
+    /// Touches the bytes behind the reference only if both keys are longer than their equal heads.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let by_rest = || match (self.bytes.get(HEAD_BYTES..), other.bytes.get(HEAD_BYTES..)) {
+            (Some(one), Some(two)) if !one.is_empty() && !two.is_empty() => one.cmp(two),
+            _ => self.len().cmp(&other.len()),
+        };
+        self.head.cmp(&other.head).then_with(by_rest)
+    }
+}
+
+impl PartialOrd for StoredKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for StoredKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for StoredKey {}
 
 #[cfg(test)]
 mod tests {
