@@ -258,6 +258,11 @@ impl Incoming {
         matches!(&self.stage, InStage::Pulling { buffer, .. } if buffer.len() as u64 == self.len)
     }
 
+    /// Whether it has a number among this replica's dumps: it is being saved, or was.
+    pub(crate) fn has_generation(&self) -> bool {
+        matches!(self.stage, InStage::Saving { .. } | InStage::Staged { .. })
+    }
+
     fn is_saving(&self, generation: u64) -> bool {
         matches!(self.stage, InStage::Saving { saved_as, .. } if saved_as == generation)
     }

@@ -119,7 +119,11 @@ impl MultiRaft {
             let Some(slot) = self.flush_queue.pop_front() else { return };
             let replica = &mut self.replicas[slot];
             replica.flush.queued = false;
-            let may = replica.takes_part() && replica.install.is_none() && replica.applied.index > 0;
+            // A transferred dump that is on its way in has its number already, and must stay the newest.
+            let may = replica.takes_part()
+                && replica.install.is_none()
+                && !replica.incoming.as_ref().is_some_and(|incoming| incoming.has_generation())
+                && replica.applied.index > 0;
             if may {
                 out.dump_saves.push(replica.start_flush());
                 self.dumps_running += 1;
@@ -131,7 +135,8 @@ impl MultiRaft {
 
     fn finish_flush(&mut self, slot: usize, running: RunningFlush, ok: Result<(), String>) {
         let replica = &mut self.replicas[slot];
-        if running.mark.index < replica.base.flushed.index {
+        let is_overtaken = replica.install.is_some() || running.mark.index < replica.base.flushed.index;
+        if is_overtaken {
             return self.push_remove(slot, running.generation);
         }
         if ok.is_err() {

@@ -90,6 +90,8 @@ pub struct RaftSafety {
     replicas: BTreeMap<(NodeId, ShardId), Replica>,
     /// Entries looked at, to see that the checker works.
     pub checked: u64,
+    /// Elections won.
+    pub elections: u64,
 }
 
 /// What is compared of entries.
@@ -133,7 +135,8 @@ impl RaftSafety {
         let fresh = !self.replicas.contains_key(&(node, shard));
         let replica = self.replicas.entry((node, shard)).or_default();
         let history = self.shards.entry(shard).or_default();
-        let mut look = Look { node, shard, view, replica, history, checked: &mut self.checked };
+        let (checked, elections) = (&mut self.checked, &mut self.elections);
+        let mut look = Look { node, shard, view, replica, history, checked, elections };
         if !fresh {
             look.nothing_goes_back()?;
         }
@@ -163,11 +166,6 @@ impl RaftSafety {
     pub fn history(&self, shard: ShardId) -> impl Iterator<Item = (Index, Committed)> {
         self.shards.get(&shard).into_iter().flat_map(|shard| &shard.committed).map(|(i, c)| (*i, *c))
     }
-
-    /// Elections that were won, over all shards.
-    pub fn elections(&self) -> usize {
-        self.shards.values().map(|shard| shard.leaders.len()).sum()
-    }
 }
 
 /// One look at one replica.
@@ -178,6 +176,7 @@ struct Look<'a> {
     replica: &'a mut Replica,
     history: &'a mut Shard,
     checked: &'a mut u64,
+    elections: &'a mut u64,
 }
 
 impl Look<'_> {
@@ -356,6 +355,7 @@ impl Look<'_> {
         if !first_seen {
             return Ok(());
         }
+        *self.elections += 1;
         let earlier = |(_, committed): &(&Index, &Committed)| committed.seen_in < view.term;
         let Some((&index, committed)) = self.history.committed.iter().rev().find(earlier) else {
             return Ok(());

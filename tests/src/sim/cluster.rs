@@ -40,6 +40,8 @@ pub enum Event {
     Answer(ClientId, Option<Answer>),
     /// The next fault is drawn.
     NextFault,
+    /// A node that has just become a leader is struck.
+    NewLeader(usize),
     /// A fault ends.
     Undo(Fault),
     /// A node that ended in this incarnation starts again.
@@ -204,6 +206,7 @@ impl Cluster {
             Event::Client(client) => self.client_turn(client),
             Event::Answer(client, answer) => self.client_answer(client, answer),
             Event::NextFault => self.next_fault(),
+            Event::NewLeader(node) => self.strike_new_leader(node),
             Event::Undo(fault) => self.undo(&fault),
             Event::Restart(node, incarnation) => {
                 if self.nodes[node].incarnation == incarnation && self.nodes[node].process.is_none() {
@@ -350,13 +353,18 @@ impl Cluster {
         let Some(process) = process else { return };
         let Some(multi) = process.cores[usize::from(core)].worker.multi() else { return };
         let safety = &mut self.safety;
+        let elections = safety.elections;
         let outcome =
             multi.shards().try_for_each(|shard| match (multi.raft(shard), multi.state_hash(shard)) {
                 (Some(raft), Some(state)) => safety.observe_raft(id, shard, raft, state),
                 _ => Ok(()),
             });
+        let is_new_leader = safety.elections > elections;
         if let Err(violation) = outcome {
             self.break_promise(violation);
+        }
+        if is_new_leader {
+            self.maybe_strike_new_leader(node);
         }
     }
 

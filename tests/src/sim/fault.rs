@@ -42,6 +42,7 @@ impl Cluster {
             return;
         }
         let all: u64 = self.plan.faults.iter().map(|(_, weight)| weight).sum();
+        // `NewLeader` needs an election: drawing it forces one, by a kind that does.
         let mut drawn = self.random.below(all);
         let mut kind = self.plan.faults[0].0;
         for &(candidate, weight) in &self.plan.faults {
@@ -105,6 +106,31 @@ impl Cluster {
                 }
             }
             FaultKind::Transfer => self.ask_for_transfer(node),
+            FaultKind::NewLeader => self.isolate_leader(lasts),
+        }
+    }
+
+    pub(crate) fn maybe_strike_new_leader(&mut self, node: usize) {
+        let drawn = self.plan.faults.iter().any(|(kind, _)| *kind == FaultKind::NewLeader);
+        if self.faults_on && drawn && self.random.percent(50) {
+            let after = self.random.skewed(5 * MS);
+            self.queue.after(after, Event::NewLeader(node));
+        }
+    }
+
+    pub(crate) fn strike_new_leader(&mut self, node: usize) {
+        if !self.faults_on {
+            return;
+        }
+        let lasts = self.random.skewed(2 * self.plan.fault_for_ns) + MS;
+        *self.faults.entry(FaultKind::NewLeader).or_default() += 1;
+        let now = self.now();
+        self.trace.note(now, &[22, node as u64], || format!("fault NewLeader, node {}", node + 1));
+        match self.random.below(4) {
+            0 => self.crash_node(node, Crash::Process, lasts),
+            1 => self.crash_node(node, Crash::Power, lasts),
+            2 => self.isolate(node, true, false, lasts),
+            _ => self.isolate(node, false, false, lasts),
         }
     }
 

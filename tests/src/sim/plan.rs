@@ -60,11 +60,13 @@ pub enum FaultKind {
     OtherCores,
     /// Leadership of a shard is handed over.
     Transfer,
+    /// Leaders are cut off or killed soon after their election: what Figure 8 of the paper is made of.
+    NewLeader,
 }
 
 impl FaultKind {
     /// Every kind.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Kill,
         Self::PowerCut,
         Self::PowerCutAll,
@@ -80,6 +82,7 @@ impl FaultKind {
         Self::Shutdown,
         Self::OtherCores,
         Self::Transfer,
+        Self::NewLeader,
     ];
 }
 

@@ -38,7 +38,7 @@ pub struct Report {
     /// Log entries that the checker compared.
     pub entries_checked: u64,
     /// Elections won.
-    pub elections: usize,
+    pub elections: u64,
     /// Starts of processes.
     pub starts: u64,
     /// Operations.
@@ -67,7 +67,7 @@ fn report(cluster: &Cluster, recovery_ns: Nanos, violation: Option<Violation>) -
         time_ns: cluster.now(),
         steps: cluster.steps,
         entries_checked: cluster.safety.checked,
-        elections: cluster.safety.elections(),
+        elections: cluster.safety.elections,
         starts: cluster.nodes.iter().map(|node| node.incarnation).sum(),
         operations: cluster.clients.counts,
         faults: cluster.faults.iter().map(|(kind, count)| (format!("{kind:?}"), *count)).collect(),
