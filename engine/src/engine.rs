@@ -11,14 +11,14 @@ use crate::probe;
 use crate::seam::{Event, StartReport};
 use crate::transport::{Acceptor, HelloIdentity};
 use crate::worker::{MachineFactory, Worker, WorkerConfig};
-use floe_shard::{CoreAddr, MemoryStore, NodeId, ShardId, ShardMap, pre_split};
+use floe_shard::{CoreAddr, Descriptor, MemoryStore, NodeId, ShardId, ShardMap, pre_split};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, Hasher};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
@@ -55,78 +55,48 @@ impl Engine {
         probe::check()?;
         let lock = lock_dir(&config.dir)?;
         let listener = listen(&config)?;
-        let nodes = config.nodes();
-        let descriptors = pre_split(&nodes, config.shards, config.replication.min(nodes.len()));
-        let map = ShardMap::new(descriptors.clone());
-        let cores = config.cores;
-        let mailboxes: Vec<_> = (0..cores).map(|_| Arc::new(Mailbox::new(config.requests_max))).collect();
-        let metrics: Vec<_> = (0..cores).map(|_| Arc::new(CoreMetrics::default())).collect();
-        let identity = Arc::new(OnceLock::new());
-        let new_store_uuid = u128::from(random()) << 64 | u128::from(random());
+        let parts = Parts::new(&config, machines);
         let (events, arrived) = channel();
-        let mut threads = Vec::new();
-        for core in 0..cores {
-            let at = usize::from(core);
-            let me = CoreAddr { node: config.node, core };
-            let worker = WorkerConfig {
-                me,
-                cores,
-                cluster: config.cluster,
-                new_store_uuid,
-                shard: config.shard_config(),
-                wal: config.wal.clone(),
-                bootstrap: Arc::new(descriptors.clone()),
-                machines: machines.clone(),
-                requests_max: config.requests_max,
-                metrics: metrics[at].clone(),
-                #[cfg(feature = "planted")]
-                planted_ack_before_durable: false,
-            };
-            let seed = random();
-            let setup = CoreSetup {
-                worker: Box::new(move |effects, now| Worker::new(worker, seed, now, effects)),
-                me,
-                cores,
-                data_dir: config.dir.clone(),
-                mailbox: mailboxes[at].clone(),
-                siblings: mailboxes.clone(),
-                peers: peers(&config),
-                identity: identity.clone(),
-                events: events.clone(),
-                metrics: metrics[at].clone(),
-                pin: config.pin_cores.then_some(at),
-                spin_before_park: (!config.spin_before_park.is_zero()).then_some(config.spin_before_park),
-                io_memory: None,
-                send_queue_bytes_max: config.send_queue_bytes_max,
-                requests_max: config.requests_max,
-            };
-            threads.push(spawn(setup).map_err(OpenError::Spawn)?);
-        }
+        let cores = 0..config.cores;
+        let threads = cores
+            .map(|core| spawn(parts.core(&config, core, events.clone())).map_err(OpenError::Spawn))
+            .collect::<Result<_, _>>()?;
         drop(events);
-        let shared = Arc::new(Shared { mailboxes: mailboxes.clone(), map, cores });
+        let Parts { mailboxes, metrics, descriptors, identity, .. } = parts;
+        let map = ShardMap::new(descriptors.to_vec());
+        let shared = Arc::new(Shared { mailboxes: mailboxes.clone(), map, cores: config.cores });
         let client = Client::new(shared, config.timeout);
-        let report = StartReport::default();
-        let lock = Some(lock);
-        let mut engine = Self { client, mailboxes, metrics, report, threads, acceptor: None, lock };
+        let (report, acceptor, lock) = (StartReport::default(), None, Some(lock));
+        let mut engine = Self { client, mailboxes, metrics, report, threads, acceptor, lock };
         engine.report = engine.await_start(&arrived)?;
+        engine.connect(&config, listener, &identity)?;
+        Ok(engine)
+    }
+
+    /// Lets the node be reached and reach others; its identity is durable by now.
+    fn connect(
+        &mut self,
+        config: &Config,
+        listener: Option<TcpListener>,
+        identity: &OnceLock<HelloIdentity>,
+    ) -> Result<(), OpenError> {
         let own = HelloIdentity {
             cluster: config.cluster,
             node: config.node,
-            store_uuid: engine.report.store_uuid,
-            boot_epoch: engine.report.boot_epoch,
-            cores,
+            store_uuid: self.report.store_uuid,
+            boot_epoch: self.report.boot_epoch,
+            cores: config.cores,
         };
         identity.set(own.clone()).expect("set here only");
-        for mailbox in &engine.mailboxes {
+        for mailbox in &self.mailboxes {
             mailbox.control(Control::Connect);
         }
         if let Some(listener) = listener {
-            let known = nodes.into_iter().filter(|&node| node != config.node).collect();
-            engine.acceptor = Some(
-                Acceptor::start(listener, own, known, engine.mailboxes.clone()).map_err(OpenError::Spawn)?,
-            );
+            let known = config.nodes().into_iter().filter(|&node| node != config.node).collect();
+            let acceptor = Acceptor::start(listener, own, known, self.mailboxes.clone());
+            self.acceptor = Some(acceptor.map_err(OpenError::Spawn)?);
         }
-        Ok(engine)
+        Ok(())
     }
 
     /// A handle for any thread and any async runtime.
@@ -189,6 +159,70 @@ impl Engine {
             }
         }
         Ok(sum)
+    }
+}
+
+/// What the cores of a node share.
+struct Parts {
+    mailboxes: Vec<Arc<Mailbox>>,
+    metrics: Vec<Arc<CoreMetrics>>,
+    descriptors: Arc<Vec<Descriptor>>,
+    identity: Arc<OnceLock<HelloIdentity>>,
+    machines: MachineFactory,
+    new_store_uuid: u128,
+}
+
+impl Parts {
+    fn new(config: &Config, machines: MachineFactory) -> Self {
+        let nodes = config.nodes();
+        let descriptors = pre_split(&nodes, config.shards, config.replication.min(nodes.len()));
+        Self {
+            mailboxes: (0..config.cores).map(|_| Arc::new(Mailbox::new(config.requests_max))).collect(),
+            metrics: (0..config.cores).map(|_| Arc::new(CoreMetrics::default())).collect(),
+            descriptors: Arc::new(descriptors),
+            identity: Arc::new(OnceLock::new()),
+            machines,
+            new_store_uuid: u128::from(random()) << 64 | u128::from(random()),
+        }
+    }
+
+    fn worker(&self, config: &Config, me: CoreAddr) -> WorkerConfig {
+        WorkerConfig {
+            me,
+            cores: config.cores,
+            cluster: config.cluster,
+            new_store_uuid: self.new_store_uuid,
+            shard: config.shard_config(),
+            wal: config.wal.clone(),
+            bootstrap: self.descriptors.clone(),
+            machines: self.machines.clone(),
+            requests_max: config.requests_max,
+            metrics: self.metrics[usize::from(me.core)].clone(),
+            #[cfg(feature = "planted")]
+            planted_ack_before_durable: false,
+        }
+    }
+
+    fn core(&self, config: &Config, core: u16, events: Sender<(u16, Event)>) -> CoreSetup {
+        let (at, me, seed) = (usize::from(core), CoreAddr { node: config.node, core }, random());
+        let worker = self.worker(config, me);
+        CoreSetup {
+            worker: Box::new(move |effects, now| Worker::new(worker, seed, now, effects)),
+            me,
+            cores: config.cores,
+            data_dir: config.dir.clone(),
+            mailbox: self.mailboxes[at].clone(),
+            siblings: self.mailboxes.clone(),
+            peers: peers(config),
+            identity: self.identity.clone(),
+            events,
+            metrics: self.metrics[at].clone(),
+            pin: config.pin_cores.then_some(at),
+            spin_before_park: (!config.spin_before_park.is_zero()).then_some(config.spin_before_park),
+            io_memory: None,
+            send_queue_bytes_max: config.send_queue_bytes_max,
+            requests_max: config.requests_max,
+        }
     }
 }
 

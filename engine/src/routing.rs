@@ -5,12 +5,12 @@
 
 use crate::metrics::add;
 use crate::requests::{Origin, Pending, Place};
-use crate::running::Running;
+use crate::running::{HOUSEKEEPING_NS, Running};
 use crate::seam::Effects;
 use floe_raft::Nanos;
 use floe_shard::peer::PeerMessage;
 use floe_shard::request::{Answer, BusyReason, Refusal, Request, RequestId, UnknownReason};
-use floe_shard::{CoreAddr, NodeId};
+use floe_shard::{CoreAddr, NodeId, ShardId};
 
 impl Running {
     /// What was forwarded there is in doubt if it writes; reads are tried again.
@@ -85,10 +85,11 @@ impl Running {
         let is_local = matches!(pending.origin, Origin::Local(_));
         match answer {
             Answer::Refused(Refusal::NotLeader { leader }) if is_local => self.forward(now, id, leader),
-            Answer::Refused(Refusal::NoSuchShard { shard }) if is_local && from.is_none() => {
-                let hint = self.config.bootstrap.iter().find(|descriptor| descriptor.shard == shard);
-                match hint.and_then(|descriptor| descriptor.replicas.first()).map(|place| place.node) {
-                    Some(node) => self.forward(now, id, Some(node)),
+            Answer::Refused(Refusal::NoSuchShard { shard }) if is_local => {
+                match self.member_of(shard, now) {
+                    Some(node) if from.is_none() => self.forward(now, id, Some(node)),
+                    // It was not at home there: that node has just started, with another core count say.
+                    Some(_) => self.park(id),
                     None => self.finish(now, id, Answer::Refused(Refusal::NoSuchShard { shard }), effects),
                 }
             }
@@ -119,6 +120,14 @@ impl Running {
         };
         add(&self.config.metrics.forwarded, 1);
         self.batches.entry(peer).or_default().messages.push(message);
+    }
+
+    /// A node that should have a replica of a shard which has none here: another one at each try.
+    fn member_of(&self, shard: ShardId, now: Nanos) -> Option<NodeId> {
+        let hint = self.config.bootstrap.iter().find(|descriptor| descriptor.shard == shard)?;
+        let nodes = hint.replicas.iter().map(|place| place.node).filter(|&node| node != self.config.me.node);
+        let nodes: Vec<_> = nodes.collect();
+        nodes.get((now / HOUSEKEEPING_NS) as usize % nodes.len().max(1)).copied()
     }
 
     fn park(&mut self, id: RequestId) {

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 const MS: Nanos = 1_000_000;
 /// How often a core looks after what no event brings: parked requests, the log's space, leaders.
-const HOUSEKEEPING_NS: Nanos = 20 * MS;
+pub(crate) const HOUSEKEEPING_NS: Nanos = 20 * MS;
 /// How long a clean shutdown waits for requests under way.
 const DRAIN_NS: Nanos = 1_000 * MS;
 

@@ -178,9 +178,9 @@ impl Worker {
                 self.early_core_messages.push(message);
                 Ok(())
             }
-            (Phase::Booting(_) | Phase::Starting(..), Input::Shutdown) => {
+            (phase, Input::Shutdown) => {
                 effects.events.push(Event::Stopped);
-                self.phase = Phase::Ended("the node has shut down".into());
+                *phase = Phase::Ended("the node has shut down".into());
                 Ok(())
             }
             // Frames before the start are lost, as on a network; the rest concerns nobody any more.

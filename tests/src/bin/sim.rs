@@ -4,8 +4,9 @@
 //! cargo feature `planted`, `--planted` plants each known bug until a checker finds it.
 
 use clap::Parser;
+use floe_tests::sim::cluster::Found;
 use floe_tests::sim::plan::{Bug, Plan};
-use floe_tests::sim::run::{Report, run};
+use floe_tests::sim::run::{FAULTS_MIN, Report, run};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -42,6 +43,9 @@ struct Options {
     /// Run every seed twice and compare the hashes.
     #[arg(long)]
     twice: bool,
+    /// Fail if a kind of fault struck one of its victims (leaders, followers, many nodes) less often.
+    #[arg(long, default_value_t = 0)]
+    coverage: u64,
     /// Plant each known bug and see after how many seeds it is found (feature `planted`).
     #[arg(long)]
     planted: bool,
@@ -97,8 +101,10 @@ fn report_panics() {
         let lives = cfg!(panic = "unwind");
         // The receiver is gone only when the process ends anyway.
         let _ = sender.send(Finished { seed, report: Err(format!("{info}\n{ours}")), lives });
-        while !lives {
-            std::thread::park();
+        if !lives {
+            loop {
+                std::thread::park();
+            }
         }
     }));
 }
@@ -168,49 +174,75 @@ fn failure(finished: &Finished) -> Option<(String, String)> {
     }
 }
 
+/// Sums over many runs.
+#[derive(Default)]
+struct Totals {
+    failures: BTreeMap<u64, String>,
+    time_ns: u64,
+    steps: u64,
+    operations: u64,
+    few_faults: u64,
+    found: Found,
+    faults: BTreeMap<String, u64>,
+}
+
+impl Totals {
+    fn add(&mut self, report: &Report) {
+        self.time_ns += report.time_ns;
+        self.steps += report.steps;
+        self.operations += report.operations.begun;
+        self.few_faults += u64::from(report.faults.values().sum::<u64>() < FAULTS_MIN);
+        self.found += report.found;
+        for (kind, count) in &report.faults {
+            *self.faults.entry(kind.clone()).or_default() += count;
+        }
+    }
+
+    fn print(&self, count: u64, elapsed: f64) {
+        let Self { operations, steps, few_faults, found, faults, .. } = self;
+        let simulated = self.time_ns as f64 / 1e9;
+        println!(
+            "{count} seeds, {operations} operations, {steps} steps, {simulated:.0} simulated s in {elapsed:.1} s"
+        );
+        println!("{found:?}; runs with fewer than {FAULTS_MIN} faults: {few_faults}");
+        println!("faults: {faults:?}");
+        if !self.failures.is_empty() {
+            println!("{} failed: {:?}", self.failures.len(), self.failures);
+        }
+    }
+}
+
 fn run_seeds(options: &Options, (from, to): (u64, u64)) -> ExitCode {
     let started = Instant::now();
     let count = to - from;
     let results = run_all(options, (from..to).collect(), None);
     let mut json =
         options.json.as_ref().map(|path| std::fs::File::create(path).expect("the file can be made"));
-    let (mut failures, mut time_ns, mut steps, mut operations) = (BTreeMap::new(), 0, 0, 0);
-    let mut faults: BTreeMap<String, u64> = BTreeMap::new();
+    let mut totals = Totals::default();
     for (done, finished) in (1..=count).zip(results) {
         if let Some((property, detail)) = failure(&finished) {
             println!("seed {} FAILED: {property}: {detail}", finished.seed);
-            failures.insert(finished.seed, property);
+            totals.failures.insert(finished.seed, property);
         }
         if let Ok(report) = &finished.report {
-            (time_ns, steps, operations) =
-                (time_ns + report.time_ns, steps + report.steps, operations + report.operations.begun);
-            report.faults.iter().for_each(|(kind, count)| *faults.entry(kind.clone()).or_default() += count);
+            totals.add(report);
             if let Some(file) = &mut json {
                 let line = serde_json::to_string(report).expect("a report is plain data");
                 writeln!(file, "{line}").expect("the file can be written");
             }
         }
         if done % 10 == 0 || done == count {
-            let elapsed = started.elapsed().as_secs_f64();
-            let simulated = time_ns as f64 / 1e9;
-            eprint!(
-                "\r{done}/{count} seeds, {} failed, {elapsed:.0} s, {simulated:.0} simulated s ",
-                failures.len()
-            );
+            let (failed, elapsed) = (totals.failures.len(), started.elapsed().as_secs());
+            eprint!("\r{done}/{count} seeds, {failed} failed, {elapsed} s ");
         }
     }
-    let elapsed = started.elapsed().as_secs_f64();
     eprintln!();
-    println!(
-        "{count} seeds, {operations} operations, {steps} steps, {:.0} simulated s in {elapsed:.1} s",
-        time_ns as f64 / 1e9
-    );
-    println!("faults: {faults:?}");
-    if failures.is_empty() {
-        return ExitCode::SUCCESS;
+    totals.print(count, started.elapsed().as_secs_f64());
+    let rare: Vec<_> = totals.faults.iter().filter(|(_, count)| **count < options.coverage).collect();
+    if !rare.is_empty() {
+        println!("faults that struck less than {} times: {rare:?}", options.coverage);
     }
-    println!("{} failed: {failures:?}", failures.len());
-    ExitCode::FAILURE
+    if totals.failures.is_empty() && rare.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn run_seed(options: &Options, seed: u64) -> ExitCode {
@@ -263,9 +295,24 @@ fn run_planted(options: &Options) -> ExitCode {
     if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// The commit that is checked out where this was built; a seed means nothing without it.
+fn commit() -> Option<String> {
+    let git = |arguments: &[&str]| {
+        let output = std::process::Command::new("git")
+            .args(arguments)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output();
+        output.ok().filter(|output| output.status.success())
+    };
+    let head = String::from_utf8(git(&["rev-parse", "--short=12", "HEAD"])?.stdout).ok()?;
+    let is_clean = git(&["diff", "--quiet", "HEAD"]).is_some();
+    Some(format!("{}{}", head.trim(), if is_clean { "" } else { " with changes" }))
+}
+
 fn main() -> ExitCode {
     let options = Options::parse();
     report_panics();
+    println!("commit {}", commit().unwrap_or_else(|| "unknown".into()));
     match (options.seed, options.seeds) {
         _ if options.planted => run_planted(&options),
         (Some(seed), _) => run_seed(&options, seed),

@@ -132,13 +132,11 @@ impl Durability {
         let mut state: BTreeMap<u32, Stored> = BTreeMap::new();
         let mut executed: BTreeMap<u64, Vec<Outcome>> = BTreeMap::new();
         let no_command = entry_hash(EntryKind::Noop, b"");
-        let mut expected_index = 1;
-        for (index, committed) in history.history(shard) {
-            if index != expected_index {
-                let detail = format!("{shard}: nobody ever had the committed entry {expected_index}");
+        for (expected, (index, committed)) in (1..).zip(history.history(shard)) {
+            if index != expected {
+                let detail = format!("{shard}: nobody ever had the committed entry {expected}");
                 return Err(Violation::new("durability", detail));
             }
-            expected_index += 1;
             if committed.hash == no_command {
                 continue;
             }

@@ -14,6 +14,7 @@ use crate::sim::fault::{Fault, FaultCounts};
 use crate::sim::network::{Delivery, NetEvent, Network};
 use crate::sim::node::{Core, Node, Process};
 use crate::sim::plan::Plan;
+use crate::sim::run::FAULTS_MIN;
 use crate::sim::trace::Trace;
 use floe::seam::{Event as CoreEvent, Failure, Input};
 use floe_raft::Nanos;
@@ -53,7 +54,7 @@ pub enum Event {
 /// Which operations clients begin by themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Traffic {
-    /// They go on until the plan's number of operations.
+    /// They go on and on.
     Load,
     /// They begin nothing.
     None,
@@ -79,15 +80,44 @@ pub struct Cluster {
     pub faults: FaultCounts,
     pub(crate) traffic: Traffic,
     pub(crate) faults_on: bool,
+    /// Faults so far, of all kinds.
+    pub faults_total: u64,
     violation: Option<Violation>,
     /// Whether the last call of each of the harness's own clients was carried out.
     pub(crate) probes: BTreeMap<ClientId, bool>,
     /// Steps taken by all cores.
     pub steps: u64,
+    /// What starts of processes found.
+    pub found: Found,
+}
+
+/// What processes found and did, to see that the rare paths are taken.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct Found {
+    /// Starts of processes.
+    pub starts: u64,
+    /// Cores that found a torn tail.
+    pub torn_tails: u64,
+    /// Replicas that came from streams of another core count.
+    pub rehomed: u64,
+    /// Transferred dumps installed.
+    pub installs: u64,
+    /// Cores that failed because of their disk.
+    pub failed_cores: u64,
 }
 
 /// Clients of the harness itself have numbers from here on.
 pub const PROBES: ClientId = 1 << 20;
+
+impl std::ops::AddAssign for Found {
+    fn add_assign(&mut self, other: Self) {
+        self.starts += other.starts;
+        self.torn_tails += other.torn_tails;
+        self.rehomed += other.rehomed;
+        self.installs += other.installs;
+        self.failed_cores += other.failed_cores;
+    }
+}
 
 impl Cluster {
     /// A cluster whose nodes all start at once, on empty disks.
@@ -113,9 +143,11 @@ impl Cluster {
             faults: FaultCounts::default(),
             traffic: Traffic::None,
             faults_on: false,
+            faults_total: 0,
             violation: None,
             probes: BTreeMap::new(),
             steps: 0,
+            found: Found::default(),
             plan,
         };
         for node in 0..cluster.nodes.len() {
@@ -250,6 +282,7 @@ impl Cluster {
             format!("start {id}, {cores} cores, incarnation {incarnation}")
         });
         self.nodes[node].process = Some(process);
+        self.found.starts += 1;
         self.network.node_up(now, id, cores);
         self.pump_network();
         for core in 0..cores {
@@ -272,6 +305,7 @@ impl Cluster {
         self.nodes[node].disk.crash(crash);
         self.nodes[node].paused_until = 0;
         self.safety.forget(id);
+        self.found.installs += process.installs();
         for client in process.cores.into_iter().flat_map(|core| core.clients.into_values()) {
             let after = self.random.between(MS, 50 * MS);
             self.queue.after(after, Event::Answer(client, None));
@@ -327,7 +361,7 @@ impl Cluster {
         let local = clock.local(now);
         let me = CoreAddr { node: id, core };
         for input in &state.inbox {
-            note_input(&mut self.trace, now, me, input);
+            self.trace.input(now, me, input);
         }
         state.free_at = now + US * (2 + state.inbox.len() as u64);
         let Core { worker, inbox, effects, .. } = state;
@@ -433,6 +467,8 @@ impl Cluster {
         match event {
             CoreEvent::Started(report) => {
                 process.started += 1;
+                self.found.torn_tails += u64::from(report.torn_bytes > 0);
+                self.found.rehomed += report.rehomed as u64;
                 let known = boot_epoch.entry(incarnation).or_insert(report.boot_epoch);
                 let (known, highest) =
                     (*known, boot_epoch.range(..incarnation).map(|(_, epoch)| *epoch).max());
@@ -450,6 +486,7 @@ impl Cluster {
             }
             CoreEvent::Failed(failure) => {
                 process.is_ending = true;
+                self.found.failed_cores += 1;
                 // Whoever runs the node starts it again.
                 let faulty = disk.errors > process.disk_errors_before;
                 let expected = faulty && !matches!(failure, Failure::Corrupt(_));
@@ -473,10 +510,18 @@ impl Cluster {
 
     // ---- clients
 
+    /// The load is spread over the faults that there must be at the least, so that each meets some of it.
+    fn is_ahead_of_faults(&self) -> bool {
+        let share = self.plan.load.operations * (self.faults_total + 1) / FAULTS_MIN;
+        self.faults_on && !self.plan.faults.is_empty() && self.clients.counts.begun >= share
+    }
+
     fn client_turn(&mut self, client: ClientId) {
-        let idle = self.traffic == Traffic::None || self.clients.counts.begun >= self.plan.load.operations;
-        if idle || self.clients.is_waiting(client) {
+        if self.traffic == Traffic::None || self.clients.is_waiting(client) {
             return;
+        }
+        if self.is_ahead_of_faults() {
+            return self.queue.after(5 * MS, Event::Client(client));
         }
         let up: Vec<usize> =
             (0..self.nodes.len()).filter(|node| self.nodes[*node].process.is_some()).collect();
@@ -533,25 +578,4 @@ impl Cluster {
 /// A node's place among the nodes.
 pub(crate) fn index(node: NodeId) -> usize {
     node.0 as usize - 1
-}
-
-fn note_input(trace: &mut Trace, now: Nanos, me: CoreAddr, input: &Input) {
-    use crate::hash::hash_bytes;
-    let words: [u64; 3] = match input {
-        Input::Request { id, .. } => [10, id.0, 0],
-        Input::PeerUp { peer, cores } => [11, peer.node.0, u64::from(*cores)],
-        Input::PeerDown { peer } => [12, peer.node.0, u64::from(peer.core)],
-        Input::Frame { from, body } => [13, from.node.0, hash_bytes(body)],
-        Input::Disk { op, result } => [14, crate::sim::disk::op_number(*op), u64::from(result.is_ok())],
-        Input::Core { from, .. } => [15, u64::from(*from), 0],
-        Input::Shutdown => [16, 0, 0],
-    };
-    trace.core(now, me, &words, || match input {
-        Input::Frame { from, body } => match floe::codec::decode(body.clone()) {
-            Ok(batch) => format!("<- {from} {batch:?}"),
-            Err(error) => format!("<- {from} {error}"),
-        },
-        Input::Disk { op, result: Ok(_) } => format!("<- {op:?} done"),
-        other => format!("<- {other:?}"),
-    });
 }

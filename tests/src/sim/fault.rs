@@ -9,8 +9,21 @@ use floe_raft::Nanos;
 use floe_shard::NodeId;
 use std::collections::BTreeMap;
 
-/// How often each kind of fault struck.
-pub type FaultCounts = BTreeMap<FaultKind, u64>;
+/// What a fault struck.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Victim {
+    /// A node that led a shard at least.
+    Leader,
+    /// A node that led none.
+    Follower,
+    /// A node that was down.
+    Down,
+    /// Several nodes at once.
+    Many,
+}
+
+/// How often each kind of fault struck what.
+pub type FaultCounts = BTreeMap<(FaultKind, Victim), u64>;
 
 /// A fault that ends at some time.
 #[derive(Clone, Debug)]
@@ -42,7 +55,6 @@ impl Cluster {
             return;
         }
         let all: u64 = self.plan.faults.iter().map(|(_, weight)| weight).sum();
-        // `NewLeader` needs an election: drawing it forces one, by a kind that does.
         let mut drawn = self.random.below(all);
         let mut kind = self.plan.faults[0].0;
         for &(candidate, weight) in &self.plan.faults {
@@ -61,7 +73,7 @@ impl Cluster {
         let now = self.now();
         let node = self.random.index(self.nodes.len());
         let lasts = self.random.skewed(2 * self.plan.fault_for_ns) + MS;
-        *self.faults.entry(kind).or_default() += 1;
+        self.count_fault(kind, node);
         self.trace.note(now, &[20, kind as u64, node as u64, lasts], || {
             format!("fault {kind:?}, node {}, for {} us", node + 1, lasts / 1000)
         });
@@ -106,15 +118,42 @@ impl Cluster {
                 }
             }
             FaultKind::Transfer => self.ask_for_transfer(node),
+            // It strikes by itself at elections; drawing it makes one.
             FaultKind::NewLeader => self.isolate_leader(lasts),
         }
     }
 
+    fn count_fault(&mut self, kind: FaultKind, node: usize) {
+        use FaultKind::{Delay, IsolateLeader, NewLeader, Partition, PowerCutAll};
+        let victim = match kind {
+            PowerCutAll | Partition | Delay => Victim::Many,
+            IsolateLeader | NewLeader => Victim::Leader,
+            _ if self.nodes[node].process.is_none() => Victim::Down,
+            _ if self.shards.iter().any(|shard| self.leader(shard.shard) == Some(node)) => Victim::Leader,
+            _ => Victim::Follower,
+        };
+        *self.faults.entry((kind, victim)).or_default() += 1;
+        self.faults_total += 1;
+    }
+
     pub(crate) fn maybe_strike_new_leader(&mut self, node: usize) {
         let drawn = self.plan.faults.iter().any(|(kind, _)| *kind == FaultKind::NewLeader);
-        if self.faults_on && drawn && self.random.percent(50) {
-            let after = self.random.skewed(5 * MS);
-            self.queue.after(after, Event::NewLeader(node));
+        if !self.faults_on || !drawn {
+            return;
+        }
+        match self.random.below(4) {
+            // At once: not even its first entry leaves.
+            0 => {
+                self.count_fault(FaultKind::NewLeader, node);
+                let (hears, lasts) =
+                    (self.random.percent(50), self.random.skewed(2 * self.plan.fault_for_ns));
+                self.isolate(node, hears, false, lasts + MS);
+            }
+            1 => {
+                let after = self.random.skewed(5 * MS);
+                self.queue.after(after, Event::NewLeader(node));
+            }
+            _ => {}
         }
     }
 
@@ -123,7 +162,7 @@ impl Cluster {
             return;
         }
         let lasts = self.random.skewed(2 * self.plan.fault_for_ns) + MS;
-        *self.faults.entry(FaultKind::NewLeader).or_default() += 1;
+        self.count_fault(FaultKind::NewLeader, node);
         let now = self.now();
         self.trace.note(now, &[22, node as u64], || format!("fault NewLeader, node {}", node + 1));
         match self.random.below(4) {
@@ -199,7 +238,7 @@ impl Cluster {
     fn ask_for_transfer(&mut self, node: usize) {
         let shard = self.shards[self.random.index(self.shards.len())].clone();
         let to = self.random.pick(&shard.replicas).node;
-        let client = PROBES + 1_000_000 + self.faults.values().sum::<u64>() as u32;
+        let client = PROBES + 1_000_000 + self.faults_total as u32;
         let call = self.clients.transfer(self.queue.now(), client, shard.shard, to);
         self.send_call(client, node, call);
     }

@@ -97,6 +97,11 @@ impl Node {
 }
 
 impl Process {
+    /// Transferred dumps that its replicas have installed.
+    pub fn installs(&self) -> u64 {
+        self.cores.iter().filter_map(|core| core.worker.multi()).map(|multi| multi.stats().installs).sum()
+    }
+
     /// A new process of a node; its cores' first effects wait to be carried out.
     pub fn start(node: &mut Node, now: Nanos, plan: &Plan, shards: &Arc<Vec<Descriptor>>) -> Self {
         node.incarnation += 1;

@@ -155,7 +155,10 @@ impl Plan {
             think_ns: *random.pick(&[MS, 10 * MS, 50 * MS]),
             value_bytes_max: *random.pick(&[16, 200, 2_000, 20_000]),
         };
-        let kinds = FaultKind::ALL.into_iter().filter(|_| random.percent(40)).collect::<Vec<_>>();
+        let mut kinds: Vec<_> = FaultKind::ALL.into_iter().filter(|_| random.percent(40)).collect();
+        if kinds.is_empty() {
+            kinds.push(*random.pick(&FaultKind::ALL));
+        }
         plan.faults = kinds.into_iter().map(|kind| (kind, random.between(1, 8))).collect();
         plan.fault_every_ns = *random.pick(&[50 * MS, 200 * MS, 600 * MS]);
         plan.fault_for_ns = *random.pick(&[20 * MS, 200 * MS, SEC]);
@@ -166,8 +169,8 @@ impl Plan {
         plan.shard.flush_log_bytes = *random.pick(&[4 << 10, 32 << 10, 256 << 10]);
         plan.shard.log_bytes_max = plan.shard.flush_log_bytes * *random.pick(&[1, 2, 8]);
         plan.shard.dump_chunk_bytes = *random.pick(&[4 << 10, 64 << 10]);
-        plan.shard.raft.append_bytes_max = *random.pick(&[1 << 10, 64 << 10, 1 << 20]);
-        plan.shard.raft.inflight_messages_max = *random.pick(&[1, 4, 64]);
+        plan.shard.raft.append_bytes_max = *random.pick(&[1, 1 << 10, 1 << 20]);
+        plan.shard.raft.inflight_messages_max = *random.pick(&[1, 1, 4, 64]);
         plan.wal.segment_bytes_min = *random.pick(&[64 << 10, 128 << 10]);
         plan.wal.segment_bytes_max = plan.wal.segment_bytes_min * *random.pick(&[1, 4]);
         plan.wal.frames_in_flight = *random.pick(&[1, 2, 4, 8]);

@@ -6,7 +6,8 @@ use crate::checker::linearizability::{BUDGET, Verdict, check_keys};
 use crate::checker::{Violation, durability::Stored};
 use crate::sim::client::{ClientId, Counts};
 use crate::sim::clock::{MS, SEC};
-use crate::sim::cluster::{Cluster, PROBES, Traffic, index};
+use crate::sim::cluster::{Cluster, Found, PROBES, Traffic, index};
+use crate::sim::node::Process;
 use crate::sim::plan::Plan;
 use floe_raft::{Mark, Nanos};
 use floe_shard::{Descriptor, MultiRaft, ShardId};
@@ -15,6 +16,8 @@ use std::collections::BTreeMap;
 /// Probes that write have numbers from here on, then those that read.
 const WRITES: ClientId = PROBES;
 const READS: ClientId = PROBES + 100_000;
+/// Faults that a run with faults has at the least, if time allows.
+pub const FAULTS_MIN: u64 = 20;
 /// How long the load may take before the run goes on to heal.
 const LOAD_NS_MAX: Nanos = 120 * SEC;
 /// How long restarts and connections may take after healing.
@@ -39,11 +42,11 @@ pub struct Report {
     pub entries_checked: u64,
     /// Elections won.
     pub elections: u64,
-    /// Starts of processes.
-    pub starts: u64,
+    /// What processes found and did.
+    pub found: Found,
     /// Operations.
     pub operations: Counts,
-    /// Faults by kind.
+    /// Faults by kind and by what they struck.
     pub faults: BTreeMap<String, u64>,
     /// From the end of the last restart to the last shard's fresh write.
     pub recovery_ns: Nanos,
@@ -68,9 +71,13 @@ fn report(cluster: &Cluster, recovery_ns: Nanos, violation: Option<Violation>) -
         steps: cluster.steps,
         entries_checked: cluster.safety.checked,
         elections: cluster.safety.elections,
-        starts: cluster.nodes.iter().map(|node| node.incarnation).sum(),
+        found: cluster.found(),
         operations: cluster.clients.counts,
-        faults: cluster.faults.iter().map(|(kind, count)| (format!("{kind:?}"), *count)).collect(),
+        faults: cluster
+            .faults
+            .iter()
+            .map(|((kind, victim), count)| (format!("{kind:?}/{victim:?}"), *count))
+            .collect(),
         recovery_ns,
         failure: violation.map(|violation| (violation.property.to_string(), violation.detail)),
     }
@@ -80,7 +87,11 @@ fn drive(cluster: &mut Cluster, recovery_ns: &mut Nanos) -> Result<(), Violation
     cluster.start_clients();
     cluster.start_faults();
     let operations = cluster.plan.load.operations;
-    cluster.run_until(LOAD_NS_MAX, |cluster| cluster.clients.counts.begun >= operations)?;
+    let faults = if cluster.plan.faults.is_empty() { 0 } else { FAULTS_MIN };
+    cluster.run_until(LOAD_NS_MAX, |cluster| {
+        cluster.clients.counts.begun >= operations && cluster.faults_total >= faults
+    })?;
+    cluster.traffic = Traffic::None;
     cluster.heal();
     cluster.wait_until_started()?;
     *recovery_ns = cluster.demand_fresh_writes()?;
@@ -117,7 +128,11 @@ impl Cluster {
         let states = self.nodes.iter().map(|node| {
             let process = node.process.as_ref();
             let state = process.map(|process| (process.started, process.stopped, process.is_ending));
-            format!("{}: (started, stopped, ending) {state:?}, {} disk calls", node.id, node.disk.in_flight().len())
+            format!(
+                "{}: (started, stopped, ending) {state:?}, {} disk calls",
+                node.id,
+                node.disk.in_flight().len()
+            )
         });
         let detail = format!("not all nodes run: {:?}", states.collect::<Vec<_>>());
         Err(Violation::new("start", detail))
@@ -252,9 +267,10 @@ impl Cluster {
         replicas.collect::<Vec<_>>().join("\n")
     }
 
-    /// Transferred dumps that running processes have installed.
-    pub fn installs(&self) -> u64 {
-        self.multis().map(|(_, multi)| multi.stats().installs).sum()
+    /// What processes have found and done so far.
+    pub fn found(&self) -> Found {
+        let running = self.nodes.iter().filter_map(|node| node.process.as_ref());
+        Found { installs: self.found.installs + running.map(Process::installs).sum::<u64>(), ..self.found }
     }
 
     /// The node whose replica leads a shard in the highest term, as of now.

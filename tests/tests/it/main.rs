@@ -1,6 +1,9 @@
 //! The integration tests, one binary: named scenarios and a budgeted swarm of seeds in the simulator, and
 //! what can be counted about the source code.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
+
+mod engine;
 mod scenarios;
 mod swarm;
 mod tidy;

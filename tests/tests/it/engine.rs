@@ -1,0 +1,262 @@
+//! The real engine on real disks and sockets, given bad input on purpose. Nothing here depends on how
+//! fast the machine is; waiting is bounded by deadlines of the engine's own.
+
+use floe::{
+    BusyReason, Client, CommandError, Config, Engine, Member, NodeId, OpenError, ReadError, ScanOptions,
+    WriteBatch, WriteError, WriteOutcome,
+};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use tempfile::TempDir;
+
+fn temp_dir() -> TempDir {
+    // Beside the build's own files: a temporary directory of the system may not be on a real disk.
+    let base = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    tempfile::tempdir_in(base).unwrap()
+}
+
+fn small(mut config: Config) -> Config {
+    config.wal.segment_bytes_min = 256 << 10;
+    config.wal.segment_bytes_max = 1 << 20;
+    config.wal.bytes_max = 4 << 20;
+    config.flush_log_bytes = 64 << 10;
+    config
+}
+
+fn members() -> Vec<Member> {
+    let listeners: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let member = |(node, listener): (u64, &TcpListener)| Member {
+        node: NodeId(node),
+        address: listener.local_addr().unwrap().to_string(),
+    };
+    (1..).zip(&listeners).map(member).collect()
+}
+
+fn open_cluster(dir: &Path, members: &[Member], cores: u16) -> Vec<Engine> {
+    let open = |member: &Member| {
+        let dir = dir.join(format!("node-{}", member.node));
+        let mut config = small(Config::member(dir, member.node, members.to_vec()));
+        config.shards = 8;
+        config.cores = cores;
+        Engine::open(config).unwrap()
+    };
+    members.iter().map(open).collect()
+}
+
+fn keys(count: u8) -> impl Iterator<Item = Vec<u8>> {
+    // The first byte spreads them over the shards.
+    (0..count).map(|at| vec![at.wrapping_mul(37), b'k', at])
+}
+
+fn write_all(client: &Client, value: &[u8]) {
+    for key in keys(64) {
+        client.put_blocking(&key, value).unwrap();
+    }
+}
+
+fn read_all(client: &Client, value: &[u8]) {
+    for key in keys(64) {
+        assert_eq!(client.get_blocking(&key).unwrap().as_deref(), Some(value), "{key:?}");
+    }
+}
+
+#[test]
+fn every_operation_works_on_every_node() {
+    let dir = temp_dir();
+    let engines = open_cluster(dir.path(), &members(), 1);
+    write_all(&engines[0].client(), b"one");
+    for engine in &engines {
+        read_all(&engine.client(), b"one");
+    }
+    let client = engines[1].client();
+    let rows = client.scan_blocking(ScanOptions::default()).unwrap();
+    assert_eq!(rows.len(), 64);
+    assert!(rows.is_sorted_by_key(|row| row.key.clone()));
+    let backwards = client.scan_blocking(ScanOptions::default().reverse().limit(5)).unwrap();
+    let last: Vec<_> = rows.iter().rev().take(5).cloned().collect();
+    assert_eq!(backwards, last);
+    let key = keys(1).next().unwrap();
+    let mut batch = WriteBatch::new();
+    batch.if_equals(key.clone(), "other").put(key.clone(), "two");
+    assert_eq!(client.write_blocking(&batch).unwrap(), WriteOutcome::ConditionFailed { condition: 0 });
+    client.delete_blocking(&key).unwrap();
+    assert_eq!(client.get_blocking(&key).unwrap(), None);
+}
+
+#[test]
+fn a_restart_with_another_core_count_loses_nothing() {
+    let dir = temp_dir();
+    let members = members();
+    for (round, cores) in [1_u16, 3, 2, 2, 1].into_iter().enumerate() {
+        let engines = open_cluster(dir.path(), &members, cores);
+        if round > 0 {
+            read_all(&engines[round % 3].client(), &[round as u8; 200]);
+        }
+        write_all(&engines[0].client(), &[round as u8 + 1; 200]);
+        engines.into_iter().for_each(Engine::shutdown);
+    }
+}
+
+#[test]
+fn random_bytes_and_cut_frames_on_the_port_stop_nothing() {
+    let dir = temp_dir();
+    let members = members();
+    let engines = open_cluster(dir.path(), &members, 1);
+    let mut random = floe_tests::random::Random::new(0xBAD);
+    for at in 0..40 {
+        let mut socket = TcpStream::connect(&members[at % 3].address).unwrap();
+        let bytes: Vec<u8> = (0..random.below(300)).map(|_| random.below(256) as u8).collect();
+        socket.write_all(&bytes).unwrap();
+        if at % 4 == 0 {
+            // A client that says nothing more but stays: it must not keep others out.
+            std::mem::forget(socket);
+        } else if at % 4 == 1 {
+            socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let _ = socket.read(&mut [0; 64]);
+        }
+    }
+    write_all(&engines[2].client(), b"still here");
+    read_all(&engines[0].client(), b"still here");
+}
+
+#[test]
+fn a_node_of_another_cluster_is_kept_out() {
+    let dir = temp_dir();
+    let members = members();
+    let open = |node: u64, cluster| {
+        let config = Config::member(dir.path().join(format!("n{node}")), NodeId(node), members.clone());
+        Engine::open(Config { cluster, ..small(config) }).unwrap()
+    };
+    let stranger = open(3, 2);
+    let first = open(1, 1);
+    let alone = first.client().with_timeout(Duration::from_millis(300)).put_blocking("k", "v");
+    assert!(matches!(alone, Err(WriteError::TimedOut)), "no quorum with a stranger: {alone:?}");
+    let second = open(2, 1);
+    first.client().put_blocking("k", "v").unwrap();
+    assert_eq!(second.client().get_blocking("k").unwrap().as_deref(), Some(&b"v"[..]));
+    drop(stranger);
+}
+
+#[test]
+fn a_directory_of_another_cluster_or_node_is_refused_by_name() {
+    let dir = temp_dir();
+    Engine::open(small(Config::embedded(dir.path()))).unwrap().shutdown();
+    let other = Engine::open(Config { cluster: 7, ..small(Config::embedded(dir.path())) }).err().unwrap();
+    assert!(other.to_string().contains("belongs to cluster 1, not 7"), "{other}");
+    let other =
+        Engine::open(Config { node: NodeId(9), ..small(Config::embedded(dir.path())) }).err().unwrap();
+    assert!(other.to_string().contains("belongs to node n1, not n9"), "{other}");
+    Engine::open(small(Config::embedded(dir.path()))).unwrap().shutdown();
+}
+
+#[test]
+fn a_second_open_of_a_directory_is_refused_and_names_the_holder() {
+    let dir = temp_dir();
+    let engine = Engine::open(small(Config::embedded(dir.path()))).unwrap();
+    let second = Engine::open(small(Config::embedded(dir.path()))).err().unwrap();
+    assert!(matches!(&second, OpenError::Locked { .. }), "{second}");
+    assert!(second.to_string().contains(&format!("process {}", std::process::id())), "{second}");
+    engine.client().put_blocking("k", "v").unwrap();
+}
+
+#[test]
+fn limits_are_named_and_what_breaks_one_does_nothing() {
+    let dir = temp_dir();
+    let engine = Engine::open(small(Config::embedded(dir.path()))).unwrap();
+    let client = engine.client();
+    let invalid = |outcome: Result<u64, WriteError>| match outcome {
+        Err(WriteError::Invalid(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(invalid(client.put_blocking("", "v")), CommandError::EmptyKey);
+    assert_eq!(invalid(client.put_blocking([1; 16_385], "v")), CommandError::KeyTooLong(16_385));
+    let big = vec![1; (8 << 20) + 1];
+    assert_eq!(invalid(client.put_blocking("k", &big)), CommandError::ValueTooLong(big.len()));
+    assert_eq!(client.get_blocking(""), Err(ReadError::Invalid(CommandError::EmptyKey)));
+    let empty = client.write_blocking(&WriteBatch::new());
+    assert_eq!(empty, Err(WriteError::Invalid(CommandError::EmptyBatch)));
+    // The largest that is allowed goes through, and survives a restart.
+    let (key, value) = (vec![7; 16_384], vec![9; 8 << 20]);
+    client.put_blocking(&key, &value).unwrap();
+    engine.shutdown();
+    let engine = Engine::open(small(Config::embedded(dir.path()))).unwrap();
+    assert_eq!(engine.client().get_blocking(&key).unwrap().as_deref(), Some(&value[..]));
+}
+
+/// A file system of its own that can be filled or made read-only. Needs root.
+struct Mount(TempDir);
+
+impl Mount {
+    fn new(bytes: u64) -> Option<Self> {
+        let mount = Self(temp_dir());
+        let size = format!("size={bytes}");
+        if run("mount", &["-t", "tmpfs", "-o", &size, "floe-test", mount.path()]) {
+            return Some(mount);
+        }
+        let required = std::env::var("CI").is_ok_and(|ci| ci == "true");
+        assert!(!required, "can't mount a file system, which CI must be able to");
+        eprintln!("skipped: mounting a small file system needs root");
+        None
+    }
+
+    fn path(&self) -> &str {
+        self.0.path().to_str().unwrap()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        run("umount", &["-l", self.path()]);
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program).args(arguments).status().is_ok_and(|status| status.success())
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_serves_reads_until_there_is_space_again() {
+    let Some(mount) = Mount::new(6 << 20) else { return };
+    let engine = Engine::open(small(Config::embedded(mount.path()))).unwrap();
+    let client = engine.client().with_timeout(Duration::from_secs(5));
+    client.put_blocking("first", "value").unwrap();
+    let filler = Path::new(mount.path()).join("filler");
+    // Takes all that is left; the write is cut short there.
+    let _ = std::fs::write(&filler, vec![0; 6 << 20]);
+    let mut refused = None;
+    for at in 0..4_000_u32 {
+        if let Err(error) = client.put_blocking(at.to_be_bytes(), vec![1; 4096]) {
+            refused = Some(error);
+            break;
+        }
+    }
+    let refused = refused.expect("16 MiB don't fit");
+    assert!(matches!(refused, WriteError::Busy(BusyReason::DiskFull)), "{refused:?}");
+    assert_eq!(client.get_blocking("first").unwrap().as_deref(), Some(&b"value"[..]));
+    std::fs::remove_file(&filler).unwrap();
+    let again = (0..100).find_map(|_| match client.put_blocking("again", "value") {
+        Err(WriteError::Busy(_)) => {
+            std::thread::sleep(Duration::from_millis(100));
+            None
+        }
+        other => Some(other),
+    });
+    assert!(matches!(again, Some(Ok(_))), "{again:?}");
+    engine.shutdown();
+}
+
+#[test]
+fn a_read_only_directory_is_refused_by_name() {
+    let Some(mount) = Mount::new(16 << 20) else { return };
+    let config = || small(Config::embedded(Path::new(mount.path()).join("data")));
+    Engine::open(config()).unwrap().shutdown();
+    assert!(run("mount", &["-o", "remount,ro", mount.path()]));
+    let error = Engine::open(config()).err().unwrap();
+    assert!(error.to_string().contains(mount.path()), "{error}");
+    assert!(error.to_string().contains("ead-only"), "{error}");
+    assert!(run("mount", &["-o", "remount,rw", mount.path()]));
+    Engine::open(config()).unwrap().shutdown();
+}
