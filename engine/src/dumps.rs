@@ -83,11 +83,6 @@ impl Dumps {
         self.issue(Op::Remove, DiskCall::Remove { path }, calls);
     }
 
-    /// Removes a stray file by its name.
-    pub fn remove_stray(&mut self, name: &str, calls: &mut DiskCalls) {
-        self.issue(Op::Remove, DiskCall::Remove { path: format!("{DUMP_DIR}/{name}").into() }, calls);
-    }
-
     /// Takes a call's outcome and tells the replicas.
     pub fn on_disk(&mut self, number: u64, result: DiskResult, multi: &mut MultiRaft, calls: &mut DiskCalls) {
         match self.ops.remove(&number).expect("a completion names a call in flight") {

@@ -83,10 +83,6 @@ impl Running {
         #[cfg(feature = "planted")]
         wal.set_planted_ack_before_durable(config.planted_ack_before_durable);
         let mut multi = MultiRaft::new(config.me, config.shard.clone(), record.boot_epoch, seed);
-        let mut dumps = Dumps::default();
-        for stray in &found.strays {
-            dumps.remove_stray(stray, &mut effects.disk);
-        }
         let report = report(record, &found);
         for (&shard, &lowest_replica) in &found.tombstones {
             wal.append(Record::ShardTombstone { shard, lowest_replica });
@@ -111,7 +107,7 @@ impl Running {
             config: config.clone(),
             wal,
             multi,
-            dumps,
+            dumps: Dumps::default(),
             requests: Requests::new(),
             parked: Vec::new(),
             peers: BTreeMap::new(),

@@ -1,6 +1,7 @@
 //! How a core finds its replicas at start: every stream that may hold something of its shards is
 //! recovered, for each shard the history with the highest home epoch wins, and the dumps that these
-//! name are read. Nothing is written here.
+//! name are read. Dump files that nothing names are removed, before a new one can take their names;
+//! nothing else is written here.
 
 use crate::boot::{BootRecord, StreamSet, stream_name};
 use crate::disk::{DirEntry, DiskCall, DiskCalls, DiskDone, DiskResult, OpId, OpOwner};
@@ -29,14 +30,23 @@ pub struct FoundAll {
     pub shards: Vec<Found>,
     /// This core's own stream, if it has one already.
     pub own: Option<Recovered>,
-    /// Dump files of this core's shards that nothing names.
-    pub strays: Vec<String>,
     /// Lowest replica accepted per shard that is gone for good.
     pub tombstones: BTreeMap<ShardId, u64>,
     /// Largest lease promise that any stream knows of.
     pub promise_ns: u64,
     /// Frames and bytes replayed, and bytes of torn tails.
     pub replayed: (u64, u64, u64),
+}
+
+/// A call about dumps in flight.
+#[derive(Clone, Copy)]
+enum Load {
+    /// Which dumps there are.
+    List,
+    /// The dump of the shard found at this place, of this length.
+    Dump { at: usize, len: usize },
+    /// The removal of one that nothing names.
+    Stray,
 }
 
 /// A core's start in progress.
@@ -47,8 +57,8 @@ pub struct Start {
     running: BTreeMap<u32, Recovery>,
     recovered: BTreeMap<u32, Recovered>,
     found: Vec<Found>,
-    loads: BTreeMap<u64, (usize, usize)>,
-    strays: Vec<String>,
+    loads: BTreeMap<u64, Load>,
+    next: u64,
 }
 
 impl Start {
@@ -72,7 +82,7 @@ impl Start {
             recovered: BTreeMap::new(),
             found: Vec::new(),
             loads: BTreeMap::new(),
-            strays: Vec::new(),
+            next: 0,
         }
     }
 
@@ -107,7 +117,7 @@ impl Start {
             self.recovered.insert(stream, recovered);
             if self.running.is_empty() {
                 self.choose();
-                self.issue(u64::MAX, (0, 0), DiskCall::List { dir: DUMP_DIR.into() }, calls);
+                self.issue(Load::List, DiskCall::List { dir: DUMP_DIR.into() }, calls);
             }
         }
         Ok(())
@@ -129,14 +139,21 @@ impl Start {
     }
 
     fn on_dump(&mut self, number: u64, result: DiskResult, calls: &mut DiskCalls) -> Result<(), Failure> {
-        let (at, len) = self.loads.remove(&number).expect("a completion names a call in flight");
-        match result.map_err(|error| Failure::Disk(format!("a dump can't be read: {error}")))? {
-            DiskDone::Listed(entries) => self.load_dumps(&entries, calls),
-            DiskDone::Read(bytes) if bytes.len() == len => {
+        let load = self.loads.remove(&number).expect("a completion names a call in flight");
+        let done = result.map_err(|error| Failure::Disk(format!("a dump can't be used: {error}")))?;
+        match (load, done) {
+            (Load::List, DiskDone::Listed(entries)) => self.load_dumps(&entries, calls),
+            (Load::Dump { at, len }, DiskDone::Read(bytes)) if bytes.len() == len => {
                 self.found[at].dump = Some(bytes);
                 Ok(())
             }
-            other => panic!("reading a dump of {len} bytes got {other:?}"),
+            (Load::Dump { at, len }, DiskDone::Read(bytes)) => Err(Failure::Disk(format!(
+                "the dump of shard {} has {len} bytes, of which only {} could be read",
+                self.found[at].state.shard,
+                bytes.len()
+            ))),
+            (Load::Stray, DiskDone::Done) => Ok(()),
+            (_, other) => panic!("a call about dumps was answered by {other:?}"),
         }
     }
 
@@ -152,10 +169,11 @@ impl Start {
                     let state = &self.found[at].state;
                     let path = dump_path(state.shard, state.replica, state.generation);
                     let len = usize::try_from(entry.len).expect("files fit the address space");
-                    self.issue(at as u64, (at, len), DiskCall::Read { path, offset: 0, len }, calls);
+                    self.issue(Load::Dump { at, len }, DiskCall::Read { path, offset: 0, len }, calls);
                 }
                 None if dump_shard(&entry.name).is_some_and(|shard| shard.core(self.cores) == self.core) => {
-                    self.strays.push(entry.name.clone());
+                    let path = format!("{DUMP_DIR}/{}", entry.name).into();
+                    self.issue(Load::Stray, DiskCall::Remove { path }, calls);
                 }
                 None => {}
             }
@@ -170,16 +188,16 @@ impl Start {
         }
     }
 
-    fn issue(&mut self, number: u64, load: (usize, usize), call: DiskCall, calls: &mut DiskCalls) {
-        self.loads.insert(number, load);
-        calls.push((OpId { owner: OpOwner::Store, number }, call));
+    fn issue(&mut self, load: Load, call: DiskCall, calls: &mut DiskCalls) {
+        self.next += 1;
+        self.loads.insert(self.next, load);
+        calls.push((OpId { owner: OpOwner::Store, number: self.next }, call));
     }
 
     fn finish(&mut self) -> FoundAll {
         let mut all = FoundAll {
             shards: std::mem::take(&mut self.found),
             own: self.recovered.remove(&self.own_stream),
-            strays: std::mem::take(&mut self.strays),
             tombstones: BTreeMap::new(),
             promise_ns: 0,
             replayed: (0, 0, 0),

@@ -97,7 +97,10 @@ fn report_panics() {
             return eprintln!("{info}");
         };
         let trace = std::backtrace::Backtrace::force_capture().to_string();
-        let ours = trace.lines().filter(|line| line.contains("floe")).take(12).collect::<Vec<_>>().join("\n");
+        let is_ours = |line: &&str| {
+            ["raft/src", "shard/src", "engine/src", "tests/src"].iter().any(|dir| line.contains(dir))
+        };
+        let ours = trace.lines().filter(is_ours).take(12).collect::<Vec<_>>().join("\n");
         let lives = cfg!(panic = "unwind");
         // The receiver is gone only when the process ends anyway.
         let _ = sender.send(Finished { seed, report: Err(format!("{info}\n{ours}")), lives });
