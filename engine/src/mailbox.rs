@@ -155,6 +155,15 @@ impl Mailbox {
         self.asleep.store(false, Ordering::SeqCst);
     }
 
+    /// Wakes the core whether it said that it sleeps or not. For a watchdog: a runtime may have lost a
+    /// wake-up of its own, and its thread sleeps with work to do.
+    pub fn nudge(&self) {
+        let waker = self.waker.lock().clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
     /// Wakes the core if it sleeps; for drivers that have something else for it.
     pub fn wake(&self) {
         fence(Ordering::SeqCst);

@@ -102,6 +102,11 @@ impl Running {
                 multi.bootstrap(now, descriptor.clone(), (config.machines)(descriptor.shard));
             }
         }
+        tracing::info!(
+            core = %config.me, shards = report.shards, frames = report.frames, bytes = report.bytes,
+            torn_bytes = report.torn_bytes, rehomed = report.rehomed, boot_epoch = report.boot_epoch,
+            "recovered"
+        );
         effects.events.push(Event::Started(report));
         Ok(Self {
             config: config.clone(),
@@ -303,6 +308,7 @@ impl Running {
             let (shard, leader) = (status.shard, status.leader_node);
             if leaders.get(&shard) != Some(&leader) {
                 leaders.insert(shard, leader);
+                tracing::debug!(core = %self.config.me, %shard, ?leader, "leader");
                 effects.events.push(Event::Leader { shard, leader });
             }
         }

@@ -17,8 +17,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 const THREADS: usize = 2;
 const ZERO_PIECE: usize = 1 << 20;
@@ -36,6 +37,9 @@ pub(super) struct Done {
     pub(super) change: NameChange,
     pub(super) result: DiskResult,
 }
+
+/// A core is woken from outside when nothing else has happened for so long.
+const NUDGE_AFTER: Duration = Duration::from_millis(20);
 
 /// The threads of one core.
 pub(super) struct Background {
@@ -101,14 +105,24 @@ impl Drop for AbortOnPanic {
     }
 }
 
+/// Carries out one call after another. While there is none it also watches over the core's executor, which
+/// was seen asleep for good with tasks to run, its own ticker among them: a wake-up from another thread
+/// always reaches it.
 fn serve(disk: &Disk, queue: &Mutex<Receiver<(OpId, DiskCall)>>, done: &SegQueue<Done>, mailbox: &Mailbox) {
     let _guard = AbortOnPanic;
     if let Err(error) = sys::lower_priority() {
         tracing::debug!(%error, "threads for file calls keep their priority");
     }
     loop {
-        let next = queue.lock().recv();
-        let Ok((op, call)) = next else { return };
+        let next = queue.lock().recv_timeout(NUDGE_AFTER);
+        let (op, call) = match next {
+            Ok(call) => call,
+            Err(RecvTimeoutError::Timeout) => {
+                mailbox.nudge();
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
         let (result, change) = disk.carry_out(call);
         done.push(Done { op, change, result });
         mailbox.wake();

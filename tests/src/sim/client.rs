@@ -25,6 +25,9 @@ pub type ClientId = u32;
 /// Range version of the pre-split shards' descriptors.
 const RANGE_EPOCH: u64 = 1;
 
+/// How long after its deadline a request is surely dropped: what clocks drift and queues delay.
+const SLACK_NS: Nanos = 500 * MS;
+
 /// An operation under way.
 #[derive(Clone, Debug)]
 enum Doing {
@@ -37,6 +40,7 @@ enum Doing {
 #[derive(Clone, Debug)]
 struct Pending {
     called: Nanos,
+    patience_ns: Nanos,
     shard: ShardId,
     doing: Doing,
 }
@@ -85,6 +89,8 @@ pub struct Clients {
     /// Writers of values: key, command.
     values: BTreeMap<u64, (u32, u64)>,
     value_next: u64,
+    /// Until when a write whose outcome isn't known may still be on its way to a log.
+    pub open_until: Nanos,
     /// Per key, what was asked and answered.
     pub history: BTreeMap<u32, Vec<Operation>>,
     /// What every client learned about writes.
@@ -110,6 +116,7 @@ impl Clients {
             load,
             values: BTreeMap::new(),
             value_next: 1,
+            open_until: 0,
             history: BTreeMap::new(),
             durability: Durability::default(),
             counts: Counts::default(),
@@ -241,9 +248,10 @@ impl Clients {
     fn call(&mut self, now: Nanos, client: ClientId, shard: ShardId, doing: Doing, request: Request) -> Call {
         let state = self.clients.entry(client).or_default();
         assert!(state.pending.is_none(), "client {client} waits for an answer already");
-        state.pending = Some(Pending { called: now, shard, doing });
+        let patience_ns = *self.random.pick(&[100 * MS, SEC, 3 * SEC]);
+        state.pending = Some(Pending { called: now, patience_ns, shard, doing });
         self.counts.begun += 1;
-        Call { request, patience_ns: *self.random.pick(&[100 * MS, SEC, 3 * SEC]) }
+        Call { request, patience_ns }
     }
 
     /// A client has its answer, or (`None`) lost whom it asked. Answers whether the operation was
@@ -349,6 +357,7 @@ impl Clients {
             Outcome::Refused => return Ok(()),
             Outcome::Unknown => {
                 seen.remove(&intent.key);
+                self.open_until = self.open_until.max(pending.called + pending.patience_ns + SLACK_NS);
             }
         }
         let action = match (expected, outcome) {

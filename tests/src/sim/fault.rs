@@ -25,6 +25,9 @@ pub enum Victim {
 /// How often each kind of fault struck what.
 pub type FaultCounts = BTreeMap<(FaultKind, Victim), u64>;
 
+/// No fault lasts longer than about this, so that runs get somewhere.
+const LASTS_NS_MAX: Nanos = 8 * SEC;
+
 /// A fault that ends at some time.
 #[derive(Clone, Debug)]
 pub enum Fault {
@@ -72,7 +75,7 @@ impl Cluster {
     pub fn strike(&mut self, kind: FaultKind) {
         let now = self.now();
         let node = self.random.index(self.nodes.len());
-        let lasts = self.random.skewed(2 * self.plan.fault_for_ns) + MS;
+        let lasts = self.random.skewed(2 * self.plan.fault_for_ns).min(LASTS_NS_MAX) + MS;
         self.count_fault(kind, node);
         self.trace.note(now, &[20, kind as u64, node as u64, lasts], || {
             format!("fault {kind:?}, node {}, for {} us", node + 1, lasts / 1000)
@@ -95,7 +98,10 @@ impl Cluster {
                 self.network.profile.delay_ns = *self.random.pick(&[5 * MS, 50 * MS, 200 * MS]);
                 self.queue.after(lasts, Event::Undo(Fault::Delayed));
             }
-            FaultKind::Pause => self.nodes[node].paused_until = now + lasts,
+            FaultKind::Pause => {
+                let until = &mut self.nodes[node].paused_until;
+                *until = (now + lasts).max(*until);
+            }
             FaultKind::SlowDisk => {
                 self.nodes[node].disk.profile.slowness = *self.random.pick(&[10, 100, 3_000]);
                 self.queue.after(lasts, Event::Undo(Fault::Disk(node)));

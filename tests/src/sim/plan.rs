@@ -171,6 +171,10 @@ impl Plan {
         plan.shard.dump_chunk_bytes = *random.pick(&[4 << 10, 64 << 10]);
         plan.shard.raft.append_bytes_max = *random.pick(&[1, 1 << 10, 1 << 20]);
         plan.shard.raft.inflight_messages_max = *random.pick(&[1, 1, 4, 64]);
+        if plan.shard.raft.inflight_messages_max == 1 {
+            // One message per round trip: on a slow disk a long log takes longer than liveness allows.
+            plan.disk.latency_ns = plan.disk.latency_ns.min(MS);
+        }
         plan.wal.segment_bytes_min = *random.pick(&[64 << 10, 128 << 10]);
         plan.wal.segment_bytes_max = plan.wal.segment_bytes_min * *random.pick(&[1, 4]);
         plan.wal.frames_in_flight = *random.pick(&[1, 2, 4, 8]);

@@ -85,6 +85,20 @@ fn isolated_leader_serves_no_stale_read() {
 }
 
 #[test]
+fn writes_go_on_within_two_election_timeouts_after_a_leader_stops() {
+    on_seeds(3, |cluster| {
+        load(cluster, 200)?;
+        let shard = cluster.shards[0].shard;
+        let leader = cluster.leader(shard).expect("the load has found one");
+        cluster.crash_node(leader, Crash::Process, 60 * SEC);
+        let recovery_ns = cluster.demand_fresh_writes()?;
+        let bound = 2 * cluster.plan.election_timeout_ns();
+        assert!(recovery_ns <= bound, "{recovery_ns} ns, at most {bound}");
+        heal_and_judge(cluster).map(|_| ())
+    });
+}
+
+#[test]
 fn a_half_deaf_leader_is_replaced() {
     on_seeds(3, |cluster| {
         load(cluster, 100)?;
