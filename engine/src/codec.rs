@@ -15,7 +15,7 @@
 //! 28  CRC-32C of 0..28   4
 //! ```
 //!
-//! The metadata is plain columns and rows of fixed size ([`wire`]); all bytes that a batch carries (entries, commands,
+//! The metadata is plain columns and rows of fixed size (`wire`); all bytes that a batch carries (entries, commands,
 //! keys, values, texts) are payloads, in the order in which the batch names them. On receipt a payload
 //! is a slice of the body's buffer, aligned to 8; on sending, only payloads below [`COPY_BYTES_MAX`] are copied.
 //!

@@ -1,8 +1,8 @@
 //! The driver for real nodes: one thread with one glommio executor per core. Only this file and those below
 //! `driver/glommio/` import glommio.
 //!
-//! Everything of a core runs in one task, the [`pump`]; beside it there are a reader and a writer per
-//! connection ([`net`]), a task per write in flight ([`files`]) and the ticker.
+//! Everything of a core runs in one task, the `pump`; beside it there are a reader and a writer per
+//! connection (`net`), a task per write in flight (`files`) and the ticker.
 //!
 //! Facts about glommio 0.9 that this rests on, each measured:
 //! - An executor can park with runnable tasks when its preempt timer fires at the wrong moment. The *ticker*, a

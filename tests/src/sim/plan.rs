@@ -171,6 +171,14 @@ impl Plan {
         plan.shard.dump_chunk_bytes = *random.pick(&[4 << 10, 64 << 10]);
         plan.shard.raft.append_bytes_max = *random.pick(&[1, 1 << 10, 1 << 20]);
         plan.shard.raft.inflight_messages_max = *random.pick(&[1, 1, 4, 64]);
+        if plan.faults.iter().any(|(kind, _)| *kind == FaultKind::NewLeader) && random.percent(40) {
+            // A new leader that commits what older ones left, entry by entry, and is struck meanwhile.
+            plan.shard.raft.append_bytes_max = 1;
+            plan.shard.raft.inflight_messages_max = 1;
+            plan.network.latency_ns = 2 * MS;
+            plan.load.think_ns = MS;
+            plan.fault_for_ns = 200 * MS;
+        }
         if plan.shard.raft.inflight_messages_max == 1 {
             // One message per round trip: on a slow disk a long log takes longer than liveness allows.
             plan.disk.latency_ns = plan.disk.latency_ns.min(MS);

@@ -1,0 +1,51 @@
+//! The benchmark as a user runs it, short: it must verify what it wrote, and say so in its JSON.
+
+use std::process::Command;
+
+fn run(arguments: &[&str]) -> (bool, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_floe-bench"))
+        .args(arguments)
+        .args(["--dir", env!("CARGO_TARGET_TMPDIR")])
+        .output()
+        .unwrap();
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), text)
+}
+
+#[test]
+fn a_short_run_loses_nothing_and_reports_every_phase() {
+    let json = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("smoke.json");
+    let path = json.to_str().unwrap();
+    let (ok, text) = run(&[
+        "cluster",
+        "--seconds",
+        "1",
+        "--warmup",
+        "0.2",
+        "--concurrency",
+        "64",
+        "--keys",
+        "2000",
+        "--shards",
+        "6",
+        "--json",
+        path,
+    ]);
+    assert!(ok, "{text}");
+    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    let phases = report["phases"].as_array().unwrap();
+    assert_eq!(phases.len(), 3, "{report}");
+    for phase in phases {
+        assert!(phase["ops"].as_u64().unwrap() > 0, "{phase}");
+        assert!(phase["verified"].as_u64().unwrap() > 0, "{phase}");
+        assert_eq!((phase["lost"].as_u64(), phase["wrong"].as_u64()), (Some(0), Some(0)), "{phase}");
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused_with_a_reason() {
+    let (ok, text) = run(&["cluster", "--nodes", "0"]);
+    assert!(!ok);
+    assert!(text.contains("nodes"), "{text}");
+}
