@@ -7,7 +7,7 @@ fn run(arguments: &[&str]) -> (bool, String) {
         .args(arguments)
         .args(["--dir", env!("CARGO_TARGET_TMPDIR")])
         .output()
-        .unwrap();
+        .expect("the benchmark was built for this test");
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     (output.status.success(), text)

@@ -16,6 +16,9 @@ impl Running {
     /// What was forwarded there is in doubt if it writes; reads are tried again.
     pub(crate) fn peer_down(&mut self, now: Nanos, peer: CoreAddr, effects: &mut Effects) {
         self.peers.remove(&peer);
+        // What was for it must not reach its next process, which counts its requests anew.
+        self.batches.remove(&peer);
+        self.held.iter_mut().for_each(|held| held.sends.retain(|(to, _)| *to != peer));
         self.multi.peer_down(now, peer);
         let there = |pending: &Pending| pending.place == Place::Forwarded(peer);
         let lost: Vec<_> =

@@ -39,7 +39,7 @@ pub enum Progress {
 pub(crate) struct Held {
     until: FrameSeq,
     persists: Vec<PersistToken>,
-    sends: Vec<(CoreAddr, PeerMessage)>,
+    pub(crate) sends: Vec<(CoreAddr, PeerMessage)>,
 }
 
 /// A core that runs.

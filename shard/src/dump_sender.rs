@@ -22,8 +22,7 @@ impl MultiRaft {
         let Some(at) = outgoing.iter().position(|one| one.to == to && one.feeds_from(generation)) else {
             return;
         };
-        if let OutStage::Offered { reads, heard_at, .. } = &mut outgoing[at].stage {
-            *reads -= 1;
+        if let OutStage::Offered { heard_at, .. } = &mut outgoing[at].stage {
             *heard_at = now;
         }
         let data = part.unwrap_or_default();
@@ -70,8 +69,7 @@ impl MultiRaft {
         let (generation, mark) = (replica.base.generation, replica.base.flushed);
         let len = replica.base.dump_len.expect("offered only once its length is known");
         let to = replica.outgoing[at].to;
-        replica.outgoing[at].stage =
-            OutStage::Offered { generation, mark, len, heard_at: self.now, reads: 0 };
+        replica.outgoing[at].stage = OutStage::Offered { generation, mark, len, heard_at: self.now };
         let Some(addr) = replica.route(to) else {
             return self.end_outgoing_at(slot, at, Some(false));
         };
@@ -91,13 +89,16 @@ impl MultiRaft {
             }
             return;
         };
-        let OutStage::Offered { len: total, heard_at, reads, .. } = &mut outgoing[at].stage else { return };
+        let OutStage::Offered { len: total, heard_at, .. } = &mut outgoing[at].stage else { return };
         *heard_at = self.now;
-        if offset >= *total {
-            self.end_outgoing_at(slot, at, Some(true));
-        } else if len > 0 && len <= DUMP_PULL_BYTES_MAX && offset.is_multiple_of(4096) && *reads < READS_MAX {
-            *reads += 1;
-            let len = u64::from(len).min(*total - offset) as u32;
+        let total = *total;
+        if offset >= total {
+            return self.end_outgoing_at(slot, at, Some(true));
+        }
+        // Counted where they are: reads of an earlier offer to the same follower may still be under way.
+        let reads = self.dump_reads.values().filter(|read| read.slot == slot && read.to == from).count();
+        if len > 0 && len <= DUMP_PULL_BYTES_MAX && offset.is_multiple_of(4096) && reads < READS_MAX {
+            let len = u64::from(len).min(total - offset) as u32;
             self.read_dump(ReadOfDump { slot, to: from, generation, offset }, len);
         }
     }

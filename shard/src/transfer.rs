@@ -42,7 +42,7 @@ pub(crate) enum OutStage {
     /// There is no dump that reaches the log: one is being made.
     AwaitsFlush,
     /// The follower knows of it.
-    Offered { generation: u64, mark: Mark, len: u64, heard_at: Nanos, reads: usize },
+    Offered { generation: u64, mark: Mark, len: u64, heard_at: Nanos },
 }
 
 impl Outgoing {
