@@ -31,11 +31,13 @@ use crate::worker::Worker;
 use ::glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
 use floe_raft::Nanos;
 use floe_shard::{CoreAddr, NodeId};
+use std::future::poll_fn;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, sync_channel};
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -153,7 +155,8 @@ fn run(executor: &LocalExecutor, setup: CoreSetup, background: Background) {
     let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
         executor.run(async move {
             // What comes after this drops the pump first and then the mailbox's last posts.
-            let _closing = CloseMailbox(mailbox);
+            let _closing = CloseMailbox(Arc::clone(&mailbox));
+            be_watched(&mailbox).await;
             match pump::Pump::new(setup, background).await {
                 Ok(pump) => pump.run().await,
                 Err(error) => {
@@ -168,6 +171,17 @@ fn run(executor: &LocalExecutor, setup: CoreSetup, background: Background) {
         tracing::error!(core = %me, "panic on a core; the process aborts");
         std::process::abort();
     }
+}
+
+/// Tells the mailbox whom to nudge, before anything is waited for: an executor was seen asleep for good in
+/// the very first wait of its life.
+async fn be_watched(mailbox: &Mailbox) {
+    poll_fn(|context| {
+        mailbox.sleep(context.waker());
+        Poll::Ready(())
+    })
+    .await;
+    mailbox.awake();
 }
 
 /// Refuses what comes after the core's end.

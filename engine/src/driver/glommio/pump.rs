@@ -51,6 +51,8 @@ pub(super) struct Pump {
     siblings: Vec<Arc<Mailbox>>,
     events: Sender<(u16, Event)>,
     inbox: Rc<Inbox>,
+    /// Taken at the end.
+    ticker: Option<Task<()>>,
     files: Rc<Files>,
     background: Background,
     connections: BTreeMap<CoreAddr, Connection>,
@@ -67,6 +69,8 @@ pub(super) struct Pump {
 impl Pump {
     /// Prepares the disk, then makes the worker.
     pub(super) async fn new(setup: CoreSetup, background: Background) -> Result<Self, DiskError> {
+        let inbox = Rc::<Inbox>::default();
+        let ticker = spawn_local(tick(Rc::clone(&inbox)));
         let files = Files::new(setup.data_dir.clone(), setup.me.core).await?;
         let mut effects = Effects::default();
         let worker = (setup.worker)(&mut effects, clock::now());
@@ -79,7 +83,8 @@ impl Pump {
             mailbox: setup.mailbox,
             siblings: setup.siblings,
             events: setup.events,
-            inbox: Rc::default(),
+            inbox,
+            ticker: Some(ticker),
             files: Rc::new(files),
             background,
             connections: BTreeMap::new(),
@@ -95,7 +100,6 @@ impl Pump {
 
     /// Until the worker reports that it has stopped.
     pub(super) async fn run(mut self) {
-        let ticker = spawn_local(tick(Rc::clone(&self.inbox)));
         self.carry_out();
         while !self.stopped {
             self.turn();
@@ -105,7 +109,7 @@ impl Pump {
                 self.park().await;
             }
         }
-        self.finish(ticker).await;
+        self.finish().await;
     }
 
     fn turn(&mut self) {
@@ -285,7 +289,7 @@ impl Pump {
     }
 
     /// The worker has stopped: sends what is left, closes everything.
-    async fn finish(mut self, ticker: Task<()>) {
+    async fn finish(mut self) {
         self.mailbox.close();
         for _ in 0..FLUSH_TURNS {
             if self.files.writing.get() == 0 && !self.connections.values().any(Connection::has_queue) {
@@ -296,7 +300,9 @@ impl Pump {
         self.dialers.clear();
         self.connections.clear();
         self.files.close().await;
-        ticker.cancel().await;
+        if let Some(ticker) = self.ticker.take() {
+            ticker.cancel().await;
+        }
         // Cancelled tasks let go of their sockets when they are next scheduled.
         sleep(MOMENT).await;
     }
