@@ -106,8 +106,7 @@ impl Drop for AbortOnPanic {
 }
 
 /// Carries out one call after another. While there is none it also watches over the core's executor, which
-/// was seen asleep for good with tasks to run, its own ticker among them: a wake-up from another thread
-/// always reaches it.
+/// was seen asleep for good, its own ticker included, until something from outside woke it.
 fn serve(disk: &Disk, queue: &Mutex<Receiver<(OpId, DiskCall)>>, done: &SegQueue<Done>, mailbox: &Mailbox) {
     let _guard = AbortOnPanic;
     if let Err(error) = sys::lower_priority() {

@@ -173,8 +173,8 @@ fn run(executor: &LocalExecutor, setup: CoreSetup, background: Background) {
     }
 }
 
-/// Tells the mailbox whom to nudge, before anything is waited for: an executor was seen asleep for good in
-/// the very first wait of its life.
+/// Tells the mailbox whom to nudge, before anything is waited for: a core was seen hanging at its start
+/// without having used any processor time.
 async fn be_watched(mailbox: &Mailbox) {
     poll_fn(|context| {
         mailbox.sleep(context.waker());

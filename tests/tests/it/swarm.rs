@@ -24,27 +24,6 @@ fn all_pass(seeds: impl Iterator<Item = u64>) {
     );
 }
 
-/// Seeds that found a bug, and what it was. A change of what seeds draw turns them into mere seeds: a bug that
-/// matters has a test of its own beside the code as well.
-const REGRESSIONS: [(u64, &str); 8] = [
-    (1033, "a flush that ended while an install was pending took its bytes off an emptied counter"),
-    (1052, "the same, by another way"),
-    (1158, "the same, after a power cut"),
-    (1234, "a flush begun beside a staged transfer got the higher generation"),
-    (2250, "a request sent by an outdated core count was refused instead of tried elsewhere"),
-    (2284, "the same"),
-    (5256, "the removal of a stray dump overtook the save of a new one with its name"),
-    (2010, "no fresh write after healing: a core that had failed did not shut down"),
-];
-
-#[test]
-fn seeds_that_found_a_bug_pass() {
-    for (seed, bug) in REGRESSIONS {
-        let report = run(Plan::draw(seed));
-        assert!(report.failure.is_none(), "seed {seed} ({bug}): {:?}", report.failure);
-    }
-}
-
 #[test]
 fn same_seed_same_hash() {
     for seed in [1, 2, 3, 50] {
