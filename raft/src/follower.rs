@@ -1,6 +1,7 @@
 //! What a replica does when others lead: vote, take appends, acknowledge, install snapshots.
 
 use crate::message::{Body, FollowerStamp, LeaderStamp, Message};
+use crate::planted::{self, Planted};
 use crate::raft::{Installing, Raft, Role};
 use crate::read_index::Forwarded;
 use crate::ready::{ReadState, SnapshotInstall};
@@ -58,12 +59,13 @@ impl Raft {
 
     /// Whether the log that ends at `last` may win our vote (paper §5.4.1).
     fn is_up_to_date(&self, last: Mark) -> bool {
-        last >= self.log.last_mark()
+        last >= self.log.last_mark() || planted::is(Planted::VoteForStaleLog)
     }
 
     /// Whether a vote in the current term is still to be had by `candidate`.
     fn is_vote_free_for(&self, candidate: ReplicaId) -> bool {
-        self.vote == Some(candidate) || (self.vote.is_none() && self.leader().is_none())
+        let is_free = self.vote.is_none() && self.leader().is_none();
+        self.vote == Some(candidate) || is_free || planted::is(Planted::VoteGivenTwice)
     }
 
     /// `term` is the one the sender would campaign in. Changes nothing here (thesis §9.6).

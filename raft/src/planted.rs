@@ -10,6 +10,13 @@ pub enum Planted {
     /// Entries of older terms are committed by counting replicas (breaks Leader Completeness, paper
     /// §5.4.2, Figure 8).
     OldTermCommitCounted,
+    /// A vote goes to any log, however old (breaks Leader Completeness, paper §5.4.1).
+    VoteForStaleLog,
+    /// A vote goes to every candidate of a term (breaks Election Safety, paper §5.2).
+    VoteGivenTwice,
+    /// A read is answered without the round that proves leadership: a leader that was replaced
+    /// meanwhile serves old values (breaks linearizability, thesis §6.4).
+    ReadWithoutRound,
 }
 
 #[cfg(feature = "planted")]

@@ -20,11 +20,24 @@ pub enum Bug {
     OldTermCommitCounted,
     /// The log says that frames are durable before they are.
     AckBeforeDurable,
+    /// A vote goes to a log that lacks committed entries.
+    VoteForStaleLog,
+    /// One voter helps two candidates of one term.
+    VoteGivenTwice,
+    /// A leader reads without asking whether it still leads.
+    ReadWithoutRound,
 }
 
 impl Bug {
     /// Every bug.
-    pub const ALL: [Self; 3] = [Self::VoteNotPersisted, Self::OldTermCommitCounted, Self::AckBeforeDurable];
+    pub const ALL: [Self; 6] = [
+        Self::VoteNotPersisted,
+        Self::OldTermCommitCounted,
+        Self::AckBeforeDurable,
+        Self::VoteForStaleLog,
+        Self::VoteGivenTwice,
+        Self::ReadWithoutRound,
+    ];
 }
 
 /// Kinds of faults.

@@ -104,6 +104,9 @@ fn plant(plan: &Plan) {
     floe_raft::plant(match plan.bug {
         Some(Bug::VoteNotPersisted) => Some(floe_raft::Planted::VoteNotPersisted),
         Some(Bug::OldTermCommitCounted) => Some(floe_raft::Planted::OldTermCommitCounted),
+        Some(Bug::VoteForStaleLog) => Some(floe_raft::Planted::VoteForStaleLog),
+        Some(Bug::VoteGivenTwice) => Some(floe_raft::Planted::VoteGivenTwice),
+        Some(Bug::ReadWithoutRound) => Some(floe_raft::Planted::ReadWithoutRound),
         Some(Bug::AckBeforeDurable) | None => None,
     });
 }
