@@ -87,6 +87,10 @@ counters! {
     bytes_sent,
     /// Frames received from peers.
     frames_received,
+    /// Raft messages of peers that no working replica sends: one of them is faulty.
+    messages_refused,
+    /// Peers' answers to forwarded requests that don't fit the request: one of them is faulty.
+    answers_refused,
     /// Frames dropped because a peer's send queue was full.
     frames_dropped,
     /// Turns of the worker.

@@ -7,6 +7,7 @@ use crate::metrics::add;
 use crate::requests::{Origin, Pending, Place};
 use crate::running::{HOUSEKEEPING_NS, Running};
 use crate::seam::Effects;
+use crate::worker::WorkerConfig;
 use floe_raft::Nanos;
 use floe_shard::peer::PeerMessage;
 use floe_shard::request::{Answer, BusyReason, Refusal, Request, RequestId, UnknownReason};
@@ -84,6 +85,12 @@ impl Running {
         let Some(pending) = self.requests.get_mut(id) else { return };
         if from.is_some_and(|from| pending.place != Place::Forwarded(from)) {
             return; // of an earlier try
+        }
+        if let Some(peer) = from
+            && !pending.request.accepts(&answer)
+        {
+            let in_its_place = bad_answer(&self.config, peer, &pending.request, &answer);
+            return self.finish(now, id, in_its_place, effects);
         }
         let is_local = matches!(pending.origin, Origin::Local(_));
         match answer {
@@ -201,6 +208,36 @@ impl Running {
             };
             self.deliver(pending.origin, answer, effects);
         }
+    }
+}
+
+/// A peer answered with what is no answer to the request: nobody knows what it did with it. To ask the same
+/// peer again would bring the same.
+fn bad_answer(config: &WorkerConfig, peer: CoreAddr, request: &Request, answer: &Answer) -> Answer {
+    add(&config.metrics.answers_refused, 1);
+    tracing::warn!(
+        core = %config.me, %peer, shard = %request.shard(), answer = kind_of(answer),
+        "a peer's answer doesn't fit the request; is it faulty?"
+    );
+    match request {
+        Request::Write { .. } => Answer::Unknown(UnknownReason::BadAnswer),
+        Request::Read { .. } | Request::TransferLeadership { .. } => {
+            let reason = format!("node {} answered with something that is no answer", peer.node);
+            Answer::Refused(Refusal::Unavailable { reason })
+        }
+    }
+}
+
+/// The kind of an answer, without a caller's data.
+fn kind_of(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::Written { .. } => "written",
+        Answer::ConditionFailed { .. } => "condition failed",
+        Answer::Value(_) => "value",
+        Answer::Rows { .. } => "rows",
+        Answer::Done => "done",
+        Answer::Refused(_) => "refused",
+        Answer::Unknown(_) => "unknown",
     }
 }
 

@@ -14,7 +14,7 @@ use crate::wal::{FrameSeq, Record, Wal, WalConfig};
 use crate::worker::WorkerConfig;
 use floe_raft::Nanos;
 use floe_shard::descriptor::Descriptor;
-use floe_shard::output::{LogWrite, Output, PersistToken};
+use floe_shard::output::{LogWrite, Output, PersistToken, RefusedMessage};
 use floe_shard::peer::{PeerBatch, PeerMessage};
 use floe_shard::request::RequestId;
 use floe_shard::{CoreAddr, MultiRaft, ShardId, open_dump};
@@ -277,6 +277,10 @@ impl Running {
         for remove in output.dump_removes.drain(..) {
             self.dumps.remove(remove, &mut effects.disk);
         }
+        for RefusedMessage { peer, shard, from, why } in output.refused.drain(..) {
+            let me = self.config.me;
+            tracing::warn!(core = %me, %peer, %shard, %from, %why, "a peer's message is refused; is it faulty?");
+        }
         self.output = output;
     }
 
@@ -336,6 +340,7 @@ impl Running {
         set(&metrics.elections, shard.elections);
         set(&metrics.reads, shard.reads);
         set(&metrics.read_rounds, shard.read_rounds);
+        set(&metrics.messages_refused, shard.messages_refused);
     }
 
     /// When a turn is wanted without input.

@@ -98,6 +98,7 @@ pub type FrameSeq = u64;
 
 /// Longest record: one entry of 16 MiB and what surrounds it.
 pub const RECORD_BYTES_MAX: usize = 17 << 20;
+const _: () = assert!(floe_raft::ENTRY_BYTES_MAX + 4096 < RECORD_BYTES_MAX, "what a peer may send fits");
 
 /// How a stream is written. None of it has to be the same at the next boot.
 #[derive(Clone, Debug)]

@@ -54,7 +54,7 @@ impl Trio {
                 return;
             }
             while let Some(message) = self.net.pop_front() {
-                self.replicas[message.to.get() as usize - 1].step(0, message);
+                self.replicas[message.to.get() as usize - 1].step(0, message).expect("sense");
             }
         }
     }
@@ -123,7 +123,7 @@ fn append(c: &mut Criterion) {
         b.iter_batched(
             make,
             |message| {
-                follower.step(0, message);
+                follower.step(0, message).expect("sense");
                 while follower.has_ready() {
                     follower.ready(&mut ready);
                     if let Some(write) = ready.write {

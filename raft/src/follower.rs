@@ -127,10 +127,7 @@ impl Raft {
         entries: Vec<Entry>,
         stamp: LeaderStamp,
     ) {
-        if !is_well_formed(prev, &entries, self.term)
-            || self.follow(from, stamp).is_none()
-            || self.installing.is_some()
-        {
+        if self.follow(from, stamp).is_none() || self.installing.is_some() {
             return;
         }
         let matched = prev.index + entries.len() as u64;
@@ -159,7 +156,8 @@ impl Raft {
         }
     }
 
-    /// The leader's log differs from `index` on.
+    /// The leader's log differs from `index` on. Never where something is committed: `validation.rs` lets
+    /// no such append in.
     fn cut_conflict(&mut self, index: Index, held: Term, term: Term) {
         assert!(
             index > self.commit,
@@ -245,7 +243,7 @@ impl Raft {
         membership: Membership,
         stamp: LeaderStamp,
     ) {
-        if mark.term > self.term || self.follow(from, stamp).is_none() || self.installing.is_some() {
+        if self.follow(from, stamp).is_none() || self.installing.is_some() {
             return;
         }
         if mark.index <= self.commit {
@@ -282,16 +280,4 @@ impl Raft {
         self.timer.restart(self.now);
         self.note_match(mark.index);
     }
-}
-
-/// Whether entries are contiguous from `prev` and their terms never fall nor exceed the leader's.
-fn is_well_formed(prev: Mark, entries: &[Entry], term: Term) -> bool {
-    let mut last = prev;
-    for entry in entries {
-        if entry.mark.index != last.index + 1 || entry.mark.term < last.term {
-            return false;
-        }
-        last = entry.mark;
-    }
-    last.term <= term
 }

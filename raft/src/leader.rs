@@ -408,7 +408,7 @@ impl Raft {
     /// A follower's log equals ours up to `matched`, durably.
     pub(crate) fn on_append_accepted(&mut self, from: ReplicaId, matched: Index, stamp: FollowerStamp) {
         let (now, first, last) = (self.now, self.log.first_index(), self.log.last_index());
-        let Some(peer) = self.heard(from, stamp).filter(|_| matched <= last) else { return };
+        let Some(peer) = self.heard(from, stamp) else { return };
         let state = peer.feed_state();
         let advanced = peer.accepted(matched, first, now);
         let has_more = peer.next <= last || peer.feed_state() != state;

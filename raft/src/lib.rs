@@ -103,6 +103,7 @@ mod ready;
 mod status;
 mod timer;
 mod types;
+mod validation;
 mod writes;
 
 pub use config::{Config, ConfigError};
@@ -117,3 +118,4 @@ pub use raft::{Raft, Restored};
 pub use ready::{Leadership, ReadState, Ready, SnapshotInstall};
 pub use status::{PeerStatus, RoleKind, Status};
 pub use types::{Entry, EntryKind, HardState, Index, Mark, Membership, Nanos, ReplicaId, Term, WriteId};
+pub use validation::{ENTRY_BYTES_MAX, Nonsense};

@@ -17,6 +17,7 @@ use crate::ready::{Leadership, SnapshotInstall};
 use crate::status::RoleKind;
 use crate::timer::ElectionTimer;
 use crate::types::{Entry, EntryKind, HardState, Index, Mark, Membership, Nanos, ReplicaId, Term, WriteId};
+use crate::validation::Nonsense;
 use crate::writes::{Ballot, Writes};
 use bytes::Bytes;
 
@@ -171,13 +172,22 @@ impl Raft {
         }
     }
 
-    /// Takes one message from another replica. One that isn't from a member, not for this
-    /// incarnation, or senseless is dropped.
-    pub fn step(&mut self, now: Nanos, message: Message) {
+    /// Takes one message from another replica. One that isn't from a member or not for this
+    /// incarnation is dropped: it may just be late.
+    ///
+    /// # Errors
+    /// No working member says this. It changed nothing; its sender is worth a look.
+    pub fn step(&mut self, now: Nanos, message: Message) -> Result<(), Nonsense> {
         self.advance_clock(now);
         let Message { from, to, term, .. } = message;
-        if to != self.id || from == self.id || !self.membership.contains(from) || !self.meet_term(&message) {
-            return;
+        if to != self.id || from == self.id || !self.membership.contains(from) {
+            return Ok(());
+        }
+        if let Some(nonsense) = self.nonsense(&message) {
+            return Err(nonsense);
+        }
+        if !self.meet_term(&message) {
+            return Ok(());
         }
         match message.body {
             Body::PreVote { last } => self.on_pre_vote(from, term, last),
@@ -200,6 +210,7 @@ impl Raft {
                 self.on_install_snapshot(from, mark, membership, stamp);
             }
         }
+        Ok(())
     }
 
     /// Appends a proposal to the leader's log. It leaves with the next [`Raft::ready`]; many proposals

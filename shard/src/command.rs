@@ -27,6 +27,7 @@ pub const VALUE_BYTES_MAX: usize = 8 << 20;
 pub const BATCH_BYTES_MAX: usize = 16 << 20;
 
 const _: () = assert!(COMMAND_HEAD_BYTES.is_multiple_of(8), "the archive behind it stays aligned");
+const _: () = assert!(BATCH_BYTES_MAX + 4096 < floe_raft::ENTRY_BYTES_MAX, "a follower takes any command");
 const _: () = assert!(VALUE_BYTES_MAX + KEY_BYTES_MAX < BATCH_BYTES_MAX, "one largest put fits");
 
 /// Why a batch is not a command. Nothing was sent anywhere.

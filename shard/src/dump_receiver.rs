@@ -52,9 +52,12 @@ impl MultiRaft {
         if incoming.from != from || incoming.generation != generation {
             return;
         }
+        let chunk = u64::from(self.config.dump_chunk_bytes);
+        let len = chunk.min(incoming.len.saturating_sub(offset));
         let InStage::Pulling { pulled, heard_at, .. } = &mut incoming.stage else { return };
-        let end = offset.saturating_add(data.len() as u64);
-        if data.is_empty() || end > *pulled {
+        // Exactly a part that was asked for: other cuts of the same bytes could wait here without bound.
+        let was_asked_for = offset < *pulled && offset.is_multiple_of(chunk) && data.len() as u64 == len;
+        if !was_asked_for {
             return self.drop_incoming(slot);
         }
         *heard_at = now;
@@ -133,7 +136,10 @@ impl MultiRaft {
                 let message = incoming.install_message(replica.id);
                 incoming.become_staged();
                 replica.incoming = Some(incoming);
-                replica.raft.step(self.now, message);
+                if replica.raft.step(self.now, message).is_err() {
+                    self.stats.bad_dumps += 1;
+                    self.drop_incoming(slot);
+                }
             }
             other => {
                 replica.incoming = other;

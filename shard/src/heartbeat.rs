@@ -6,9 +6,12 @@
 
 use crate::ids::{CoreAddr, Epoch, ShardId};
 use crate::multi_raft::MultiRaft;
-use crate::output::Output;
+use crate::output::{Output, RefusedMessage};
 use crate::peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, PeerBatch, PeerMessage};
 use floe_raft::{Body, Message, Nanos};
+
+/// Refused messages of one turn that are reported one by one.
+const REFUSED_TOLD_MAX: usize = 4;
 
 /// Puts one message of a group into a batch: heartbeats and their answers into its rows.
 pub(crate) fn post(batch: &mut PeerBatch, boot_epoch: u64, shard: ShardId, epoch: Epoch, message: Message) {
@@ -32,26 +35,26 @@ pub(crate) fn post(batch: &mut PeerBatch, boot_epoch: u64, shard: ShardId, epoch
 impl MultiRaft {
     /// Takes everything that one core of another node sent in one turn. Messages for shards or replicas that
     /// aren't here are dropped. Forwarded requests and their answers are the worker's: they are ignored.
-    pub fn receive(&mut self, now: Nanos, from: CoreAddr, batch: PeerBatch) {
+    pub fn receive(&mut self, now: Nanos, sender: CoreAddr, batch: PeerBatch) {
         self.advance_clock(now);
         for row in batch.beat.into_iter().flat_map(|beat| beat.groups) {
             let GroupBeat { shard, from, to, term, commit, read_round, stamp } = row;
             let body = Body::Heartbeat { commit, read_round, stamp };
-            self.step(shard, Message { from, to, term, body });
+            self.step(sender, shard, Message { from, to, term, body });
         }
         for row in batch.beat_reply.into_iter().flat_map(|reply| reply.groups) {
             let GroupBeatReply { shard, from, to, term, read_round, stamp } = row;
             let body = Body::HeartbeatReply { read_round, stamp };
-            self.step(shard, Message { from, to, term, body });
+            self.step(sender, shard, Message { from, to, term, body });
         }
         for message in batch.messages {
-            self.receive_one(from, message);
+            self.receive_one(sender, message);
         }
     }
 
     fn receive_one(&mut self, addr: CoreAddr, message: PeerMessage) {
         match message {
-            PeerMessage::Raft { shard, message, .. } => self.step(shard, message),
+            PeerMessage::Raft { shard, message, .. } => self.step(addr, shard, message),
             PeerMessage::DumpOffer { .. } => self.on_dump_offer(addr, message),
             PeerMessage::DumpPull { .. } => self.on_dump_pull(message),
             PeerMessage::DumpChunk { .. } => self.on_dump_chunk(message),
@@ -61,13 +64,24 @@ impl MultiRaft {
 
     /// A state is installed only from a dump that this replica pulled itself: a message that says otherwise
     /// is no message of a peer.
-    fn step(&mut self, shard: ShardId, message: Message) {
+    fn step(&mut self, peer: CoreAddr, shard: ShardId, message: Message) {
         if matches!(message.body, Body::InstallSnapshot { .. }) {
             return;
         }
         if let Some(slot) = self.running(shard) {
-            self.replicas[slot].raft.step(self.now, message);
+            let from = message.from;
+            if let Err(why) = self.replicas[slot].raft.step(self.now, message) {
+                return self.refuse(RefusedMessage { peer, shard, from, why });
+            }
             self.touch(slot);
+        }
+    }
+
+    /// Counts what no working peer sends, and has the first few of each turn reported.
+    pub(crate) fn refuse(&mut self, refused: RefusedMessage) {
+        self.stats.messages_refused += 1;
+        if self.outbox.refused.len() < REFUSED_TOLD_MAX {
+            self.outbox.refused.push(refused);
         }
     }
 

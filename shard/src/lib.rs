@@ -100,7 +100,9 @@ pub use dump_file::{DumpError, DumpHead, open_dump};
 pub use ids::{CoreAddr, Epoch, NodeId, ShardId};
 pub use memory_store::MemoryStore;
 pub use multi_raft::MultiRaft;
-pub use output::{DumpRead, DumpRemove, DumpSave, LogWrite, Output, PersistToken, ShardState};
+pub use output::{
+    DumpRead, DumpRemove, DumpSave, LogWrite, Output, PersistToken, RefusedMessage, ShardState,
+};
 pub use peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, PeerBatch, PeerMessage};
 pub use request::{
     Answer, BusyReason, Consistency, Query, Refusal, Request, RequestId, Row, UnknownReason, Versioned,

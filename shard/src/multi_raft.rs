@@ -8,7 +8,7 @@ use crate::callers::Callers;
 use crate::config::ShardConfig;
 use crate::descriptor::Descriptor;
 use crate::ids::{CoreAddr, NodeId, ShardId};
-use crate::output::{DumpRead, DumpRemove, LogWrite, PersistToken, ShardState};
+use crate::output::{DumpRead, DumpRemove, LogWrite, PersistToken, RefusedMessage, ShardState};
 use crate::peer::PeerMessage;
 use crate::peers::Peers;
 use crate::ready_queue::ReadyQueue;
@@ -66,6 +66,7 @@ pub(crate) struct Outbox {
     pub(crate) dump_saves: Vec<crate::output::DumpSave>,
     pub(crate) dump_reads: Vec<DumpRead>,
     pub(crate) dump_removes: Vec<DumpRemove>,
+    pub(crate) refused: Vec<RefusedMessage>,
 }
 
 impl Outbox {
@@ -75,6 +76,7 @@ impl Outbox {
             && self.dump_saves.is_empty()
             && self.dump_reads.is_empty()
             && self.dump_removes.is_empty()
+            && self.refused.is_empty()
     }
 }
 

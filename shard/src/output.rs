@@ -5,7 +5,7 @@ use crate::peer::{PeerBatch, PeerMessage};
 use crate::request::{Answer, RequestId};
 use crate::state_machine::Dump;
 use bytes::Bytes;
-use floe_raft::{Entry, HardState, Mark, ReplicaId, WriteId};
+use floe_raft::{Entry, HardState, Mark, Nonsense, ReplicaId, WriteId};
 use std::collections::BTreeMap;
 
 /// A record for the core's WAL; all of one turn, in this order, form one group commit.
@@ -132,6 +132,19 @@ pub struct DumpRemove {
     pub generation: u64,
 }
 
+/// A peer's message that no working replica sends; it changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RefusedMessage {
+    /// Who sent it.
+    pub peer: CoreAddr,
+    /// The shard.
+    pub shard: ShardId,
+    /// The replica in whose name.
+    pub from: ReplicaId,
+    /// What is wrong with it.
+    pub why: Nonsense,
+}
+
 /// One turn's output. The worker, in this order: appends `writes` to the WAL; remembers `persists` and
 /// `sends_after` until everything appended so far is durable; sends `sends`; does the rest.
 #[derive(Default)]
@@ -152,4 +165,6 @@ pub struct Output {
     pub dump_reads: Vec<DumpRead>,
     /// To remove; no report.
     pub dump_removes: Vec<DumpRemove>,
+    /// To be told to an operator: a sample, [`Stats::messages_refused`](crate::status::Stats) counts all.
+    pub refused: Vec<RefusedMessage>,
 }

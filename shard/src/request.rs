@@ -59,6 +59,23 @@ impl Request {
         }
     }
 
+    /// Whether `answer` is one to this request. A peer's may not be, and nothing after this check expects
+    /// that: an answer of another kind, or rows that would let a scan jump or never end.
+    pub fn accepts(&self, answer: &Answer) -> bool {
+        match answer {
+            Answer::Refused(_) | Answer::Unknown(_) => true,
+            Answer::Written { .. } | Answer::ConditionFailed { .. } => matches!(self, Self::Write { .. }),
+            Answer::Value(_) => matches!(self, Self::Read { query: Query::Get { .. }, .. }),
+            Answer::Rows { rows, more } => match self {
+                Self::Read { query: Query::Scan { start, end, reverse, .. }, .. } => {
+                    are_rows_of(rows, *more, start, end, *reverse)
+                }
+                _ => false,
+            },
+            Answer::Done => matches!(self, Self::TransferLeadership { .. }),
+        }
+    }
+
     /// What the request counts for in byte budgets.
     pub fn size(&self) -> usize {
         std::mem::size_of::<Self>()
@@ -69,6 +86,13 @@ impl Request {
                 Self::TransferLeadership { .. } => 0,
             }
     }
+}
+
+/// Whether rows lie in the range, in the order asked for, and at least one is there if more may follow.
+fn are_rows_of(rows: &[Row], more: bool, start: &Bytes, end: &Bytes, reverse: bool) -> bool {
+    let is_inside = |row: &Row| row.key >= *start && (end.is_empty() || row.key < *end);
+    let in_order = |one: &Row, next: &Row| if reverse { one.key > next.key } else { one.key < next.key };
+    !(more && rows.is_empty()) && rows.iter().all(is_inside) && rows.is_sorted_by(in_order)
 }
 
 /// A read of one shard.
@@ -218,4 +242,46 @@ pub enum UnknownReason {
     LeadershipLost = 2,
     /// The node shut down with the command under way.
     ShuttingDown = 3,
+    /// The node that executes it answered with something that is no answer to it.
+    BadAnswer = 4,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scan(reverse: bool) -> Request {
+        let (start, end) = (Bytes::from_static(b"b"), Bytes::from_static(b"f"));
+        let query = Query::Scan { start, end, limit: 0, bytes_max: 0, reverse };
+        Request::Read { shard: ShardId(1), range_epoch: 1, query, consistency: Consistency::Stale }
+    }
+
+    fn rows(keys: &[&'static str], more: bool) -> Answer {
+        let value = || Versioned { version: 1, value: Bytes::new() };
+        let row = |key: &&'static str| Row { key: Bytes::from_static(key.as_bytes()), value: value() };
+        Answer::Rows { rows: keys.iter().map(row).collect(), more }
+    }
+
+    #[test]
+    fn rows_answer_a_scan_only_if_it_can_go_on_after_them() {
+        let (up, down) = (scan(false), scan(true));
+        assert!(up.accepts(&rows(&["b", "c"], true)) && down.accepts(&rows(&["e", "b"], true)));
+        assert!(up.accepts(&rows(&[], false)));
+        assert!(!up.accepts(&rows(&[], true)), "it would ask for the same again, for ever");
+        for keys in [&["c", "b"][..], &["a", "c"], &["c", "f"], &["c", "c"]] {
+            assert!(!up.accepts(&rows(keys, false)), "{keys:?}");
+        }
+        assert!(!down.accepts(&rows(&["b", "c"], false)));
+    }
+
+    #[test]
+    fn each_request_has_its_kind_of_answer() {
+        let write = Request::Write { shard: ShardId(1), command: Bytes::new() };
+        let transfer = Request::TransferLeadership { shard: ShardId(1), to: NodeId(1) };
+        let written = Answer::Written { version: 1 };
+        assert!(write.accepts(&written) && !scan(false).accepts(&written) && !transfer.accepts(&written));
+        assert!(transfer.accepts(&Answer::Done) && !write.accepts(&Answer::Done));
+        assert!(!scan(false).accepts(&Answer::Value(None)) && !write.accepts(&Answer::Value(None)));
+        assert!(write.accepts(&Answer::Refused(Refusal::Overwritten)), "anything can be refused");
+    }
 }

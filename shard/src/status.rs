@@ -25,6 +25,8 @@ pub struct Stats {
     pub installs: u64,
     /// Transferred dumps that were not what they should be.
     pub bad_dumps: u64,
+    /// Messages of peers that no working replica sends.
+    pub messages_refused: u64,
 }
 
 /// How one replica stands.

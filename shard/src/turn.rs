@@ -223,6 +223,7 @@ impl MultiRaft {
         out.dump_saves.append(&mut self.outbox.dump_saves);
         out.dump_reads.append(&mut self.outbox.dump_reads);
         out.dump_removes.append(&mut self.outbox.dump_removes);
+        out.refused.append(&mut self.outbox.refused);
     }
 
     /// The shards with a replica on this core, in order.

@@ -410,6 +410,7 @@ fn unknown_reason(number: u8) -> Result<UnknownReason> {
         1 => Ok(UnknownReason::Disconnected),
         2 => Ok(UnknownReason::LeadershipLost),
         3 => Ok(UnknownReason::ShuttingDown),
+        4 => Ok(UnknownReason::BadAnswer),
         _ => Err(unknown("reason of an unknown outcome", number)),
     }
 }

@@ -177,8 +177,9 @@ impl Prng {
             5 => return Answer::Done,
             6 => {
                 use UnknownReason as U;
-                let all = [U::DeadlinePassed, U::Disconnected, U::LeadershipLost, U::ShuttingDown];
-                return Answer::Unknown(all[self.below(4) as usize]);
+                let all =
+                    [U::DeadlinePassed, U::Disconnected, U::LeadershipLost, U::ShuttingDown, U::BadAnswer];
+                return Answer::Unknown(all[self.below(5) as usize]);
             }
             7 => {
                 use BusyReason as B;

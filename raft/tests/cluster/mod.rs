@@ -184,7 +184,10 @@ impl Cluster {
             let line = describe(&message);
             self.say(line);
         }
-        self.with(to, |raft, now| raft.step(now, message));
+        let text = describe(&message);
+        if let Some(Err(nonsense)) = self.with(to, |raft, now| raft.step(now, message)) {
+            panic!("a working replica is taken for a faulty one: {nonsense}: {text}");
+        }
     }
 
     /// Ticks everybody who is due.

@@ -1,6 +1,7 @@
 //! The promises of `MultiRaft`, on three nodes in memory.
 
 mod cluster;
+mod faulty_peer;
 
 use bytes::Bytes;
 use cluster::{Cluster, MS, get, value_of, write};

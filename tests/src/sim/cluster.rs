@@ -331,7 +331,7 @@ impl Cluster {
 
     // ---- cores
 
-    fn input(&mut self, node: usize, incarnation: u64, core: u16, input: Input) {
+    pub(crate) fn input(&mut self, node: usize, incarnation: u64, core: u16, input: Input) {
         let Some(process) = self.nodes[node].process_of(incarnation) else { return };
         let Some(state) = process.cores.get_mut(usize::from(core)) else { return };
         state.inbox.push(input);
@@ -394,8 +394,14 @@ impl Cluster {
                 _ => Ok(()),
             });
         let is_new_leader = safety.elections > elections;
+        let refused = multi.stats().messages_refused;
         if let Err(violation) = outcome {
             self.break_promise(violation);
+        }
+        // All nodes run the same code: what one of them refuses as nonsense, another really said.
+        if refused > 0 {
+            let detail = format!("{id} core {core} refused {refused} messages of working replicas");
+            self.break_promise(Violation::new("nonsense", detail));
         }
         if is_new_leader {
             self.maybe_strike_new_leader(node);

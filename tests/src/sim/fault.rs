@@ -4,9 +4,12 @@
 use crate::sim::clock::{MS, SEC};
 use crate::sim::cluster::{Cluster, Event, PROBES};
 use crate::sim::disk::Crash;
+use crate::sim::network::receive;
+use crate::sim::node::Node;
 use crate::sim::plan::FaultKind;
+use floe::seam::Input;
 use floe_raft::Nanos;
-use floe_shard::NodeId;
+use floe_shard::{CoreAddr, NodeId, PeerBatch, PeerMessage, ShardId};
 use std::collections::BTreeMap;
 
 /// What a fault struck.
@@ -40,6 +43,18 @@ pub enum Fault {
 }
 
 impl Cluster {
+    /// Lets a node's core that owns the shard hear what its counterpart on another node never said.
+    pub fn forge(&mut self, node: usize, peer: usize, shard: ShardId, messages: Vec<PeerMessage>) {
+        let addr = |node: &Node| {
+            let cores = node.process.as_ref().map_or(1, |process| process.cores.len() as u16);
+            CoreAddr { node: node.id, core: shard.core(cores) }
+        };
+        let (to, from) = (addr(&self.nodes[node]), addr(&self.nodes[peer]));
+        let frame = floe::codec::encode(&PeerBatch { messages, ..PeerBatch::default() });
+        let incarnation = self.nodes[node].incarnation;
+        self.input(node, incarnation, to.core, Input::Frame { from, body: receive(&frame) });
+    }
+
     /// Lets faults happen until [`Self::heal`].
     pub fn start_faults(&mut self) {
         self.faults_on = true;

@@ -362,7 +362,7 @@ impl Network {
 }
 
 /// The body of a frame as a receiver has it: checked and in an aligned buffer.
-fn receive(frame: &OutFrame) -> Bytes {
+pub(crate) fn receive(frame: &OutFrame) -> Bytes {
     let mut header = [0; codec::HEADER_LEN];
     let mut filled = 0;
     let mut body = AlignedVec::<16>::with_capacity(frame.len());

@@ -2,6 +2,7 @@
 //! writes on every shard, all operations answered, equal replicas, a linearizable history.
 
 use floe_raft::Nanos;
+use floe_shard::{Answer, PeerMessage};
 use floe_tests::checker::Violation;
 use floe_tests::sim::clock::{MS, SEC};
 use floe_tests::sim::cluster::{Cluster, PROBES};
@@ -185,4 +186,50 @@ fn a_full_disk_refuses_and_recovers() {
         load(cluster, 600)?;
         heal_and_judge(cluster).map(|_| ())
     });
+}
+
+/// The leader answers forwarded requests with what is no answer to them. Whoever asked is told that a
+/// write's outcome isn't known and that a read failed; the request ends there, and the node goes on.
+#[test]
+fn an_answer_of_the_wrong_kind_is_no_outcome() {
+    for seed in 1..=3 {
+        let mut cluster = Cluster::new(Plan::quiet(seed, 3));
+        let mut run = || {
+            cluster.wait_until_started()?;
+            cluster.demand_fresh_writes()?;
+            let shard = cluster.clients.shard_of(0);
+            let leader = cluster.leader(shard).unwrap();
+            let other = (leader + 1) % 3;
+            for (client, answer) in [
+                (PROBES + 1, Answer::Done),
+                (PROBES + 2, Answer::Value(None)),
+                (PROBES + 3, Answer::Written { version: 1 }),
+                (PROBES + 4, Answer::Rows { rows: Vec::new(), more: true }),
+            ] {
+                let (now, before) = (cluster.now(), cluster.clients.counts);
+                let reads = client > PROBES + 2;
+                let call = match reads {
+                    true => cluster.clients.get(now, client, 0),
+                    false => cluster.clients.put(now, client, 0),
+                };
+                cluster.ask(client, other, call);
+                // Whichever number the request has there; one that isn't under way is ignored.
+                let numbers = (0..64).flat_map(|usage| (0..4).map(move |slot| usage << 32 | slot));
+                let forged: Vec<_> =
+                    numbers.map(|id| PeerMessage::Answer { id, answer: answer.clone() }).collect();
+                for _ in 0..5 {
+                    cluster.run_for(10_000)?;
+                    cluster.forge(other, leader, shard, forged.clone());
+                }
+                cluster.run_until(SEC, |cluster| !cluster.clients.is_waiting(client))?;
+                let after = cluster.clients.counts;
+                let (unknown, refused) = (after.unknown - before.unknown, after.refused - before.refused);
+                assert_eq!((unknown, refused), (u64::from(!reads), u64::from(reads)), "{answer:?}");
+            }
+            heal_and_judge(&mut cluster).map(|_| ())
+        };
+        if let Err(violation) = run() {
+            panic!("seed {seed}: {violation}");
+        }
+    }
 }
