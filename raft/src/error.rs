@@ -1,4 +1,5 @@
-//! Why a call on [`crate::Raft`] was refused. Every refusal means: nothing was done.
+//! Why a call on [`crate::Raft`] or a change of a [`crate::Membership`] was refused. Every refusal
+//! means: nothing was done.
 
 use crate::types::ReplicaId;
 use std::fmt;
@@ -36,3 +37,62 @@ impl fmt::Display for Refused {
 }
 
 impl std::error::Error for Refused {}
+
+/// Why a change of a [`crate::Membership`] was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ChangeError {
+    /// A joint configuration is in force: it must be left before anything else changes (paper §6).
+    AlreadyJoint {
+        /// The replica of the change, or of the first of several.
+        replica: ReplicaId,
+    },
+    /// There is no joint configuration to leave.
+    NotJoint,
+    /// A joint change without changes.
+    NoChange,
+    /// Several changes of one joint change are about the same replica: which is meant isn't clear.
+    Repeated {
+        /// The replica that comes up again.
+        replica: ReplicaId,
+    },
+    /// The replica that is to vote does already.
+    AlreadyVoter {
+        /// The voter.
+        replica: ReplicaId,
+    },
+    /// The replica that is to be a learner is one already.
+    AlreadyLearner {
+        /// The learner.
+        replica: ReplicaId,
+    },
+    /// The replica that is to be removed doesn't take part.
+    NotAMember {
+        /// The stranger.
+        replica: ReplicaId,
+    },
+    /// Nobody would be left to vote, so the group could never decide anything again.
+    NoVoters {
+        /// The voter that would be the last to go.
+        replica: ReplicaId,
+    },
+}
+
+impl fmt::Display for ChangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AlreadyJoint { replica } => {
+                write!(f, "a joint configuration is in force; {replica} can't be changed before it is left")
+            }
+            Self::NotJoint => write!(f, "there is no joint configuration to leave"),
+            Self::NoChange => write!(f, "there is nothing to change"),
+            Self::Repeated { replica } => write!(f, "{replica} is to be changed twice at once"),
+            Self::AlreadyVoter { replica } => write!(f, "{replica} is a voter already"),
+            Self::AlreadyLearner { replica } => write!(f, "{replica} is a learner already"),
+            Self::NotAMember { replica } => write!(f, "{replica} is not a member"),
+            Self::NoVoters { replica } => write!(f, "without {replica} nobody would be left to vote"),
+        }
+    }
+}
+
+impl std::error::Error for ChangeError {}

@@ -1,11 +1,12 @@
 //! What a replica does when others lead: vote, take appends, acknowledge, install snapshots.
 
+use crate::membership::Membership;
 use crate::message::{Body, FollowerStamp, LeaderStamp, Message};
 use crate::planted::{self, Planted};
 use crate::raft::{Installing, Raft, Role};
 use crate::read_index::Forwarded;
 use crate::ready::{ReadState, SnapshotInstall};
-use crate::types::{Entry, Index, Mark, Membership, Nanos, ReplicaId, Term};
+use crate::types::{Entry, Index, Mark, Nanos, ReplicaId, Term};
 use std::collections::VecDeque;
 
 /// A follower's own data.

@@ -6,6 +6,7 @@
 use crate::config::Config;
 use crate::error::Refused;
 use crate::log::Log;
+use crate::membership::Membership;
 use crate::message::{Body, FollowerStamp, LeaderStamp};
 use crate::output::Outbox;
 use crate::planted::{self, Planted};
@@ -14,7 +15,7 @@ use crate::quorum;
 use crate::raft::{Raft, Role};
 use crate::read_index::{Asked, Reads};
 use crate::ready::ReadState;
-use crate::types::{Entry, EntryKind, Index, Mark, Membership, Nanos, ReplicaId, Term};
+use crate::types::{Entry, EntryKind, Index, Mark, Nanos, ReplicaId, Term};
 
 /// What a leader's functions see of the replica.
 pub(crate) struct View<'a> {

@@ -80,10 +80,16 @@
 //!
 //! # What is not implemented yet
 //!
-//! Membership changes (simple and joint; [`Raft::propose`] refuses to take one, though quorums are
-//! counted jointly), the promotion of learners, leader leases (stamps travel, promises are 0),
-//! reading cold entries from disk (every entry after the snapshot is in memory), and the refusal of
-//! appends for lack of space.
+//! - *Taking membership changes.* What is there: the algebra ([`Membership::simple`],
+//!   [`Membership::enter_joint`], [`Membership::leave_joint`]; paper §6, thesis §4.1-4.3), and quorums
+//!   that are counted jointly (`quorum.rs`). What is not: [`Raft::propose`] panics when handed one, nothing
+//!   puts a [`Membership`] into an entry or reads it from the log, so none comes into force, is rolled
+//!   back, or is found at boot; there is no check for another uncommitted change, for an own-term commit
+//!   before the first, or for live voters; no joint configuration is left automatically, no learner
+//!   promoted, and no leader steps down because it was removed.
+//! - *Leader leases*: stamps travel, promises are 0.
+//! - *Reading cold entries from disk*: every entry after the snapshot is in memory.
+//! - *Refusing appends for lack of space.*
 #![forbid(unsafe_code)]
 
 mod candidate;
@@ -92,6 +98,7 @@ mod error;
 mod follower;
 mod leader;
 mod log;
+mod membership;
 mod message;
 mod output;
 mod planted;
@@ -107,7 +114,8 @@ mod validation;
 mod writes;
 
 pub use config::{Config, ConfigError};
-pub use error::Refused;
+pub use error::{ChangeError, Refused};
+pub use membership::{Change, Membership};
 pub use message::{Body, FollowerStamp, LeaderStamp, Message};
 pub use planted::Planted;
 #[cfg(feature = "planted")]
@@ -117,5 +125,5 @@ pub use quorum::VoteResult;
 pub use raft::{Raft, Restored};
 pub use ready::{Leadership, ReadState, Ready, SnapshotInstall};
 pub use status::{PeerStatus, RoleKind, Status};
-pub use types::{Entry, EntryKind, HardState, Index, Mark, Membership, Nanos, ReplicaId, Term, WriteId};
+pub use types::{Entry, EntryKind, HardState, Index, Mark, Nanos, ReplicaId, Term, WriteId};
 pub use validation::{ENTRY_BYTES_MAX, Nonsense};

@@ -3,7 +3,8 @@
 //! Every message carries the sender's term; the receiver steps up to a higher one, except for
 //! [`Body::PreVote`] and its granted reply, whose term is the one the sender *would* campaign in.
 
-use crate::types::{Entry, Index, Mark, Membership, Nanos, ReplicaId, Term};
+use crate::membership::Membership;
+use crate::types::{Entry, Index, Mark, Nanos, ReplicaId, Term};
 
 /// One message between two replicas of the same group.
 #[derive(Clone, Debug, PartialEq, Eq)]

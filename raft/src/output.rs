@@ -1,11 +1,12 @@
 //! What goes out: [`Raft::ready`] and the looks at a replica's state.
 
 use crate::leader::View;
+use crate::membership::Membership;
 use crate::message::{Body, Message};
 use crate::planted::{self, Planted};
 use crate::raft::{Raft, Role};
 use crate::ready::{Leadership, ReadState, Ready};
-use crate::types::{Entry, HardState, Index, Mark, Membership, ReplicaId, Term};
+use crate::types::{Entry, HardState, Index, Mark, ReplicaId, Term};
 use crate::writes::Ballot;
 
 /// What waits for the next `ready`.

@@ -4,7 +4,8 @@
 //! of *each* half. An empty list decides everything at once, so that an empty outgoing half doesn't
 //! count: its committed index is [`Index::MAX`] and its vote is won.
 
-use crate::types::{Index, Membership, ReplicaId};
+use crate::membership::Membership;
+use crate::types::{Index, ReplicaId};
 
 /// How a vote stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! What one replica wants done, as plain data in buffers that the caller reuses.
 
+use crate::membership::Membership;
 use crate::message::Message;
-use crate::types::{Entry, HardState, Index, Mark, Membership, ReplicaId, Term, WriteId};
+use crate::types::{Entry, HardState, Index, Mark, ReplicaId, Term, WriteId};
 
 /// One batch of work. The caller clears and reuses it; on the steady path nothing is allocated per
 /// entry. Fill it with [`crate::Raft::ready`], then, in any order and as late as it likes:

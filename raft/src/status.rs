@@ -1,8 +1,9 @@
 //! A snapshot of one replica's state, for operators, tests and the layer above.
 
+use crate::membership::Membership;
 use crate::progress::FeedState;
 use crate::raft::{Raft, Role};
-use crate::types::{Index, Mark, Membership, ReplicaId, Term};
+use crate::types::{Index, Mark, ReplicaId, Term};
 
 /// What a replica is at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,9 +7,10 @@
 //! and what the arithmetic and the formats can't hold. A lie that is possible, such as a commit index
 //! that no quorum holds, can't be told from the truth here: Raft does not tolerate Byzantine faults.
 
+use crate::membership::Membership;
 use crate::message::{Body, Message};
 use crate::raft::{Raft, Role};
-use crate::types::{Entry, Index, Mark, Membership, ReplicaId, Term};
+use crate::types::{Entry, Index, Mark, Term};
 use std::fmt;
 
 /// Terms and indices end here: what is counted on from them can't overflow, nor leave the formats.
@@ -97,7 +98,7 @@ impl Raft {
 
     fn bad_snapshot(&self, mark: Mark, membership: &Membership, term: Term) -> Option<Nonsense> {
         let committed_term = self.log.term_at(self.commit).unwrap_or(0);
-        if mark.term > term || !is_a_group(membership) {
+        if mark.term > term || membership.broken_rule().is_some() {
             return Some(Nonsense::BadSnapshot);
         }
         let is_ahead = mark.index > self.commit;
@@ -152,13 +153,4 @@ fn bad_order(prev: Mark, entries: &[Entry], term: Term) -> Option<Nonsense> {
 
 fn too_long(entries: &[Entry]) -> Option<Nonsense> {
     entries.iter().any(|entry| entry.data.len() > ENTRY_BYTES_MAX).then_some(Nonsense::EntryTooLong)
-}
-
-/// Whether there is somebody to vote, and each list is what [`Membership`] says.
-fn is_a_group(membership: &Membership) -> bool {
-    let Membership { voters, voters_outgoing, learners, learners_next, auto_leave: _ } = membership;
-    let is_sorted = |list: &[ReplicaId]| list.is_sorted_by(|one, next| one < next);
-    !voters.is_empty()
-        && [voters, voters_outgoing, learners, learners_next].into_iter().all(|list| is_sorted(list))
-        && !learners.iter().any(|id| membership.is_voter(*id))
 }

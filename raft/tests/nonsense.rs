@@ -340,7 +340,11 @@ fn a_snapshot_that_can_not_be_changes_nothing() {
         ..Membership::default()
     };
     let both = Membership { learners: vec![id(3)], ..voters(&[1, 2, 3]) };
-    for bad in [voters(&[]), voters(&[1, 1]), voters(&[2, 1]), both] {
+    let demoted_stranger = Membership { learners_next: vec![id(4)], ..voters(&[1, 2, 3]) };
+    let nothing_to_leave = Membership { auto_leave: true, ..voters(&[1, 2, 3]) };
+    let impossible =
+        [voters(&[]), voters(&[1, 1]), voters(&[2, 1]), both, demoted_stranger, nothing_to_leave];
+    for bad in impossible {
         refuse(&mut victim, 1, 5, snapshot(Mark::new(5, 20), &bad), Nonsense::BadSnapshot);
     }
     refuse(&mut victim, 1, 5, snapshot(Mark::new(6, 20), &group), Nonsense::BadSnapshot);
