@@ -56,8 +56,8 @@ impl fmt::Display for Nonsense {
 impl std::error::Error for Nonsense {}
 
 impl Raft {
-    /// Why no working member can have said this; `None` for everything that one may say. O(1) and one
-    /// look at each entry of an append.
+    /// Why no working member can have said this; `None` for everything that one may say. O(entries),
+    /// and O(log terms) for each mark at or below the commit index.
     pub(crate) fn nonsense(&self, message: &Message) -> Option<Nonsense> {
         let term = message.term;
         if term > NUMBER_MAX || largest_number(&message.body) > NUMBER_MAX {
@@ -66,9 +66,9 @@ impl Raft {
         match &message.body {
             // One of an old term is only told of ours.
             _ if term < self.term => None,
-            Body::Append { prev, entries, .. } => bad_order(*prev, entries, term)
-                .or_else(|| too_long(entries))
-                .or_else(|| self.contradiction(*prev, entries)),
+            Body::Append { prev, entries, .. } => {
+                bad_entries(*prev, entries, term).or_else(|| self.contradiction(*prev, entries))
+            }
             Body::InstallSnapshot { mark, membership, .. } => self.bad_snapshot(*mark, membership, term),
             Body::AppendAccepted { matched: index, .. } => self.beyond_log(term, *index),
             Body::AppendRejected { prev, .. } => self.beyond_log(term, prev.index),
@@ -139,18 +139,17 @@ fn largest_number(body: &Body) -> u64 {
     }
 }
 
-/// Entries are contiguous from `prev`; their terms never fall, nor exceed the leader's.
-fn bad_order(prev: Mark, entries: &[Entry], term: Term) -> Option<Nonsense> {
+/// Entries are contiguous from `prev`; their terms never fall, nor exceed the leader's; each has its bound.
+fn bad_entries(prev: Mark, entries: &[Entry], term: Term) -> Option<Nonsense> {
     let mut last = prev;
     for entry in entries {
         if entry.mark.index != last.index + 1 || entry.mark.term < last.term {
             return Some(Nonsense::EntriesOutOfOrder);
         }
+        if entry.data.len() > ENTRY_BYTES_MAX {
+            return Some(Nonsense::EntryTooLong);
+        }
         last = entry.mark;
     }
     (last.term > term).then_some(Nonsense::EntriesOutOfOrder)
-}
-
-fn too_long(entries: &[Entry]) -> Option<Nonsense> {
-    entries.iter().any(|entry| entry.data.len() > ENTRY_BYTES_MAX).then_some(Nonsense::EntryTooLong)
 }

@@ -2,44 +2,26 @@
 //! committed here never changes. Fields are drawn near the real values, where checks are off by one, and
 //! sometimes from the ends of their types, where arithmetic overflows.
 
+mod random;
+
 use bytes::Bytes;
 use floe_raft::{
     Body, Config, ENTRY_BYTES_MAX, Entry, EntryKind, FollowerStamp, HardState, Index, LeaderStamp, Mark,
     Membership, Message, Nonsense, Raft, Ready, ReplicaId, Restored, RoleKind, Term, WriteId,
 };
+use random::Random;
 use std::collections::BTreeMap;
 
 const MS: u64 = 1_000_000;
 
-/// splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+/// Mostly one of `reals` or close to it.
+fn near(random: &mut Random, reals: &[u64]) -> u64 {
+    if random.one_in(30) {
+        let ends = [0, u64::MAX, u64::MAX - 1, u64::MAX / 2, u64::MAX / 4, 1 << 40];
+        return ends[random.index(ends.len())];
     }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    /// Mostly one of `reals` or close to it.
-    fn near(&mut self, reals: &[u64]) -> u64 {
-        if self.one_in(30) {
-            let ends = [0, u64::MAX, u64::MAX - 1, u64::MAX / 2, u64::MAX / 4, 1 << 40];
-            return ends[self.below(6) as usize];
-        }
-        let real = reals[self.below(reals.len() as u64) as usize];
-        real.saturating_add(self.below(5)).saturating_sub(2)
-    }
+    let real = reals[random.index(reals.len())];
+    real.saturating_add(random.below(5)).saturating_sub(2)
 }
 
 fn id(number: u64) -> ReplicaId {
@@ -167,13 +149,13 @@ impl Victim {
             raft.durable_index(),
             raft.applied_index(),
         ];
-        random.near(&reals)
+        near(random, &reals)
     }
 
     fn mark(&self, random: &mut Random) -> Mark {
         let index = self.index(random);
         let term = self.raft.term_at(index).filter(|_| !random.one_in(4));
-        Mark::new(term.unwrap_or_else(|| random.near(&[self.raft.term()])), index)
+        Mark::new(term.unwrap_or_else(|| near(random, &[self.raft.term()])), index)
     }
 
     fn entries(&self, random: &mut Random, prev: Mark) -> Vec<Entry> {
@@ -181,7 +163,7 @@ impl Victim {
         for offset in 1..=random.below(9) {
             let mut index = prev.index.wrapping_add(offset);
             term = match random.below(8) {
-                0 => random.near(&[self.raft.term()]),
+                0 => near(random, &[self.raft.term()]),
                 1 => term.saturating_add(1),
                 _ => self.raft.term_at(index).unwrap_or(term),
             };
@@ -204,7 +186,7 @@ impl Victim {
         let answer =
             FollowerStamp { echo_ns: random.next(), promise_ns: random.next(), stamp_ns: random.next() };
         let granted = !random.one_in(3);
-        let read_round = random.near(&[0, 3]);
+        let read_round = near(random, &[0, 3]);
         let context = random.below(4);
         match random.below(20) {
             0 => Body::PreVote { last: self.mark(random) },
@@ -232,7 +214,7 @@ impl Victim {
     }
 
     fn nonsense(&mut self, random: &mut Random) {
-        let term = if random.one_in(2) { self.raft.term() } else { random.near(&[self.raft.term()]) };
+        let term = if random.one_in(2) { self.raft.term() } else { near(random, &[self.raft.term()]) };
         let body = self.body(random);
         let to = if random.one_in(20) { id(3) } else { id(2) };
         self.hear(Message { from: id(1 + random.below(5)), to, term, body });

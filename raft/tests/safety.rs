@@ -2,42 +2,23 @@
 //! they behave again, the group elects a leader and commits.
 
 mod cluster;
+mod random;
 
 use bytes::Bytes;
 use cluster::{Cluster, replica};
 use floe_raft::quorum::{VoteResult, committed_index, committed_index_joint, vote_result, vote_result_joint};
 use floe_raft::{Config, EntryKind, FeedState, Membership, ReplicaId};
+use random::Random;
 
 const MS: u64 = 1_000_000;
-
-/// splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-}
 
 /// One run: its faults are drawn from the seed, so some runs are calm and some are not.
 struct Run {
     random: Random,
     cluster: Cluster,
     size: usize,
-    loss_one_in: usize,
-    crash_one_in: usize,
+    loss_one_in: u64,
+    crash_one_in: u64,
     next_context: u64,
     /// For each read asked: the highest index committed anywhere at that time.
     read_floor: Vec<u64>,
@@ -57,17 +38,17 @@ impl Run {
     fn new(seed: u64, size: usize) -> Self {
         let mut random = Random(seed);
         let config = Config {
-            append_bytes_max: [1, 200, 1 << 20][random.below(3)],
-            inflight_messages_max: [1, 3, 64][random.below(3)],
-            apply_bytes_max: [1, 1 << 20][random.below(2)],
+            append_bytes_max: [1, 200, 1 << 20][random.index(3)],
+            inflight_messages_max: [1, 3, 64][random.index(3)],
+            apply_bytes_max: [1, 1 << 20][random.index(2)],
             ..Config::default()
         };
         let mut cluster = Cluster::new(size, 0, config, seed);
         cluster.auto_persist = false;
         cluster.auto_apply = false;
         cluster.trace_messages = std::env::var_os("FLOE_TRACE").is_some();
-        let loss_one_in = [4, 20, 1000][random.below(3)];
-        let crash_one_in = [60, 300, 5000][random.below(3)];
+        let loss_one_in = [4, 20, 1000][random.index(3)];
+        let crash_one_in = [60, 300, 5000][random.index(3)];
         let stats = Stats::default();
         Self {
             random,
@@ -82,11 +63,11 @@ impl Run {
     }
 
     fn any_node(&mut self) -> usize {
-        1 + self.random.below(self.size)
+        1 + self.random.index(self.size)
     }
 
     fn step(&mut self) {
-        match self.random.below(100) {
+        match self.random.index(100) {
             0..50 => self.network_event(),
             50..65 => {
                 let node = self.any_node();
@@ -111,7 +92,7 @@ impl Run {
             return self.time_passes();
         }
         // Mostly the oldest, sometimes any: reordering.
-        let position = if self.random.one_in(4) { self.random.below(waiting) } else { 0 };
+        let position = if self.random.one_in(4) { self.random.index(waiting) } else { 0 };
         if self.random.one_in(self.loss_one_in) {
             self.cluster.net.remove(position);
         } else if self.random.one_in(20) {
@@ -123,7 +104,7 @@ impl Run {
     }
 
     fn time_passes(&mut self) {
-        self.cluster.now += (1 + self.random.below(20) as u64) * MS;
+        self.cluster.now += (1 + self.random.below(20)) * MS;
         self.cluster.tick();
         if self.random.one_in(3) {
             self.cluster.beat();
@@ -132,8 +113,8 @@ impl Run {
 
     fn propose(&mut self) {
         let node = self.any_node();
-        for _ in 0..=self.random.below(4) {
-            let data = Bytes::copy_from_slice(&self.random.next().to_le_bytes()[..1 + self.random.below(8)]);
+        for _ in 0..=self.random.index(4) {
+            let data = Bytes::copy_from_slice(&self.random.next().to_le_bytes()[..1 + self.random.index(8)]);
             let done = self.cluster.with(node, |raft, now| raft.propose(now, EntryKind::Command, 0, data));
             if done.is_some_and(|result| result.is_err()) {
                 return;
@@ -182,14 +163,14 @@ impl Run {
             }
             self.cluster.with(node, |raft, _| raft.report_snapshot(peer, delivered));
         } else if applied > 0 && self.random.one_in(2) {
-            let to = applied - self.random.below(3).min(applied as usize) as u64;
+            let to = applied - self.random.below(3).min(applied);
             self.cluster.compact(node, to);
         }
     }
 
     fn fault(&mut self) {
         let node = self.any_node();
-        match self.random.below(5) {
+        match self.random.index(5) {
             0 => {
                 let peer = replica(self.any_node());
                 self.cluster.with(node, |raft, _| raft.report_unreachable(peer));
@@ -351,9 +332,9 @@ fn planted_bugs_are_found() {
 fn the_committed_index_is_the_highest_that_a_majority_holds() {
     let mut random = Random(1);
     for _ in 0..3000 {
-        let count = 1 + random.below(11);
+        let count = 1 + random.index(11);
         let voters: Vec<ReplicaId> = (1..=count).map(replica).collect();
-        let acks: Vec<u64> = (0..count).map(|_| random.below(6) as u64).collect();
+        let acks: Vec<u64> = (0..count).map(|_| random.below(6)).collect();
         let held_by = |index: u64| acks.iter().filter(|&&ack| ack >= index).count();
         let expected = (0..6).rev().find(|&index| 2 * held_by(index) > count).expect("all hold 0");
         assert_eq!(committed_index(&voters, |id| acks[id.get() as usize - 1]), expected, "{acks:?}");
@@ -386,8 +367,8 @@ fn a_joint_decision_needs_a_majority_of_each_half() {
     for _ in 0..3000 {
         let mut half = || -> Vec<ReplicaId> { (1..=6).filter(|_| random.one_in(2)).map(replica).collect() };
         let membership = Membership { voters: half(), voters_outgoing: half(), ..Membership::default() };
-        let acks: Vec<u64> = (0..6).map(|_| random.below(5) as u64).collect();
-        let votes: Vec<_> = (0..6).map(|_| [None, Some(true), Some(false)][random.below(3)]).collect();
+        let acks: Vec<u64> = (0..6).map(|_| random.below(5)).collect();
+        let votes: Vec<_> = (0..6).map(|_| [None, Some(true), Some(false)][random.index(3)]).collect();
         let acked = |id: ReplicaId| acks[id.get() as usize - 1];
         let vote = |id: ReplicaId| votes[id.get() as usize - 1];
         let (voters, outgoing) = (&membership.voters, &membership.voters_outgoing);

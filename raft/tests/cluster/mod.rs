@@ -180,11 +180,10 @@ impl Cluster {
         if self.side[from - 1] != self.side[to - 1] || self.nodes[to - 1].raft.is_none() {
             return;
         }
-        if self.trace_messages {
-            let line = describe(&message);
-            self.say(line);
-        }
         let text = describe(&message);
+        if self.trace_messages {
+            self.say(text.clone());
+        }
         if let Some(Err(nonsense)) = self.with(to, |raft, now| raft.step(now, message)) {
             panic!("a working replica is taken for a faulty one: {nonsense}: {text}");
         }
