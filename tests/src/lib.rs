@@ -7,5 +7,6 @@
 
 pub mod checker;
 pub mod hash;
+pub mod ports;
 pub mod random;
 pub mod sim;

@@ -7,10 +7,10 @@
 
 use clap::Parser;
 use floe::{Client, Config, Engine, Member, NodeId};
+use floe_tests::ports::free_ports;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::thread;
@@ -80,12 +80,7 @@ fn parent(args: &Args) -> Result<(), Box<dyn Error>> {
 }
 
 fn spawn(args: &Args, cores: u16) -> Result<Child, Box<dyn Error>> {
-    let listeners: Vec<_> = (0..NODES).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-    let ports: Vec<_> = listeners
-        .iter()
-        .map(|listener| Ok(listener.local_addr()?.port().to_string()))
-        .collect::<Result<_, std::io::Error>>()?;
-    drop(listeners);
+    let ports: Vec<_> = free_ports(NODES as usize).iter().map(u16::to_string).collect();
     Ok(Command::new(std::env::current_exe()?)
         .arg("--dir")
         .arg(&args.dir)

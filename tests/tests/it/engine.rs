@@ -5,8 +5,9 @@ use floe::{
     BusyReason, Client, CommandError, Config, Engine, Member, NodeId, OpenError, ReadError, ScanOptions,
     WriteBatch, WriteError, WriteOutcome,
 };
+use floe_tests::ports::free_ports;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -27,12 +28,8 @@ fn small(mut config: Config) -> Config {
 }
 
 fn members() -> Vec<Member> {
-    let listeners: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let member = |(node, listener): (u64, &TcpListener)| Member {
-        node: NodeId(node),
-        address: listener.local_addr().unwrap().to_string(),
-    };
-    (1..).zip(&listeners).map(member).collect()
+    let member = |(node, port)| Member { node: NodeId(node), address: format!("127.0.0.1:{port}") };
+    (1..).zip(free_ports(3)).map(member).collect()
 }
 
 fn open_cluster(dir: &Path, members: &[Member], cores: u16) -> Vec<Engine> {
