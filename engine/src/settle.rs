@@ -3,7 +3,7 @@
 //! crash at any moment leaves either the old streams or all that was in them.
 
 use crate::boot::{Boot, BootRecord, StreamSet, stream_name};
-use crate::disk::{DiskCall, DiskCalls, DiskDone, DiskResult, OpId, OpOwner};
+use crate::disk::{DiskCall, DiskCalls, DiskDone, DiskErrorKind, DiskResult, OpId, OpOwner};
 use crate::seam::Failure;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,8 +40,14 @@ impl Settling {
     /// Takes a call's outcome.
     ///
     /// # Errors
-    /// The boot record can't be rewritten. Files that can't be removed are only in the way: no error.
+    /// The boot record can't be rewritten, for another reason than a full disk: then it stays as it is, and
+    /// the next start settles. Files that can't be removed are only in the way: no error.
     pub fn on_disk(&mut self, number: u64, result: DiskResult, calls: &mut DiskCalls) -> Result<(), Failure> {
+        if let Some(error) = result.as_ref().err().filter(|error| error.kind == DiskErrorKind::Full) {
+            tracing::warn!(%error, "old streams are kept until the next start, for want of space");
+            self.boot = None;
+            return Ok(());
+        }
         if let Some(boot) = self.boot.as_mut().filter(|_| number < REMOVALS) {
             if boot.on_disk(result, calls).map_err(Failure::Boot)?.is_some() {
                 self.boot = None;
@@ -68,5 +74,48 @@ impl Settling {
         self.next += 1;
         calls.push((OpId { owner: OpOwner::Boot, number: self.next }, call));
         self.next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::DiskError;
+    use floe_shard::NodeId;
+
+    fn settling(calls: &mut DiskCalls) -> Settling {
+        let record = BootRecord {
+            cluster: 7,
+            node: NodeId(3),
+            store_uuid: 9,
+            boot_epoch: 4,
+            settled: true,
+            sets: vec![StreamSet { first: 1, cores: 2 }, StreamSet { first: 3, cores: 1 }],
+        };
+        let mut settling = Settling::new(Arc::new(record));
+        settling.core_settled(calls);
+        assert_eq!(calls.len(), 1, "the boot record is saved");
+        settling
+    }
+
+    fn failed(kind: DiskErrorKind) -> DiskResult {
+        Err(DiskError { kind, message: "saving node.floe.new".into() })
+    }
+
+    #[test]
+    fn a_full_disk_after_the_start_stops_no_core_and_removes_nothing() {
+        let mut calls = DiskCalls::default();
+        let mut settling = settling(&mut calls);
+        calls.clear();
+        assert_eq!(settling.on_disk(0, failed(DiskErrorKind::Full), &mut calls), Ok(()));
+        assert!(calls.is_empty(), "nothing is removed while the record still names the old streams");
+    }
+
+    #[test]
+    fn any_other_failure_to_save_the_boot_record_is_named() {
+        let mut calls = DiskCalls::default();
+        let mut settling = settling(&mut calls);
+        let failure = settling.on_disk(0, failed(DiskErrorKind::Io), &mut calls).unwrap_err();
+        assert!(failure.to_string().contains("node.floe.new"), "{failure}");
     }
 }
