@@ -5,7 +5,7 @@
 //! Dropping a future abandons the wait, not the command.
 
 use crate::clock;
-use crate::error::{ReadError, WriteError, WriteOutcome};
+use crate::error::{ReadError, TransferError, WriteError, WriteOutcome};
 use crate::mailbox::{Mailbox, Post, Slot, Wait};
 use bytes::Bytes;
 use floe_raft::Nanos;
@@ -235,13 +235,14 @@ impl Client {
     /// Hands the leadership of a shard to a node.
     ///
     /// # Errors
-    /// See [`ReadError`]; the hand-over may also just not happen, and nothing is lost then.
-    pub fn transfer_leadership_blocking(&self, shard: ShardId, to: NodeId) -> Result<(), ReadError> {
+    /// See [`TransferError`]. Whatever comes of it, nothing is lost.
+    pub fn transfer_leadership_blocking(&self, shard: ShardId, to: NodeId) -> Result<(), TransferError> {
         let started = self.post(shard, Request::TransferLeadership { shard, to });
-        match started.map_err(ReadError::from_refusal)?.wait() {
-            Answer::Refused(refusal) => Err(ReadError::from_refusal(refusal)),
-            Answer::Done | Answer::Unknown(_) => Ok(()),
-            _ => Err(no_answer()),
+        match started.map_err(TransferError::from_refusal)?.wait() {
+            Answer::Done => Ok(()),
+            Answer::Refused(refusal) => Err(TransferError::from_refusal(refusal)),
+            Answer::Unknown(reason) => Err(TransferError::OutcomeUnknown(reason)),
+            _ => Err(TransferError::OutcomeUnknown(UnknownReason::BadAnswer)),
         }
     }
 

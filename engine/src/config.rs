@@ -77,6 +77,11 @@ pub struct WalSettings {
     pub bytes_max: u64,
     /// Bytes that may wait for the log before new requests are refused.
     pub queued_bytes_max: usize,
+    /// A core whose write has not come back after so long stops beating and leading until it does; at least
+    /// `heartbeat_interval`. Default: the upper election timeout. What another node needs to take over is
+    /// about that long, too: a shorter wait moves leaders for a stall that would have ended sooner than
+    /// the move, a longer one makes callers wait more than twice as long as the best choice in hindsight.
+    pub stuck_after: Option<Duration>,
 }
 
 impl Default for WalSettings {
@@ -89,6 +94,7 @@ impl Default for WalSettings {
             spares: 2,
             bytes_max: 1 << 30,
             queued_bytes_max: 64 << 20,
+            stuck_after: None,
         }
     }
 }
@@ -175,6 +181,11 @@ impl Config {
             "wal.bytes_max",
             self.wal.bytes_max >= 4 * self.wal.segment_bytes_max,
             "must be at least four times wal.segment_bytes_max",
+        )?;
+        check(
+            "wal.stuck_after",
+            self.wal.stuck_after.is_none_or(|after| after >= self.heartbeat_interval),
+            "must be at least heartbeat_interval, or writes that are merely slow cost leaderships",
         )?;
         self.validate_members()?;
         self.shard_config().raft.validate().map_err(rename_raft_field)

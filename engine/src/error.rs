@@ -141,6 +141,35 @@ impl ReadError {
     }
 }
 
+/// Why a leadership is not known to have moved.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// It stays where it is: another transfer of the shard runs, or the target didn't catch up in time, or a
+    /// bound is reached. Try again later.
+    #[error("busy ({0:?}): try again later")]
+    Busy(BusyReason),
+    /// It stays where it is: the deadline passed before anything was begun (no leader in reach, say).
+    #[error("the deadline passed; the transfer was not begun")]
+    TimedOut,
+    /// It stays where it is, or went elsewhere: the target can't lead the shard, or the node can't serve.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+    /// Not known: leadership may have moved, or may yet. To ask again is harmless.
+    #[error("the outcome is unknown ({0:?}): leadership may have moved, or may yet")]
+    OutcomeUnknown(UnknownReason),
+}
+
+impl TransferError {
+    pub(crate) fn from_refusal(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Busy(reason) => Self::Busy(reason),
+            Refusal::DeadlinePassed => Self::TimedOut,
+            other => Self::Unavailable(explain(&other)),
+        }
+    }
+}
+
 fn explain(refusal: &Refusal) -> String {
     match refusal {
         Refusal::NotLeader { leader: Some(leader) } => format!("node {leader} leads the shard"),

@@ -63,7 +63,7 @@ pub mod worker;
 pub use client::{Call, Client, ScanOptions};
 pub use config::{Config, Member, WalSettings};
 pub use engine::Engine;
-pub use error::{OpenError, ReadError, WriteError, WriteOutcome};
+pub use error::{OpenError, ReadError, TransferError, WriteError, WriteOutcome};
 pub use metrics::Metrics;
 pub use seam::StartReport;
 pub use worker::MachineFactory;

@@ -71,6 +71,8 @@ counters! {
     reads,
     /// ReadIndex rounds that confirmed them.
     read_rounds,
+    /// How often a core stopped leading because its log's disk didn't answer.
+    wal_stuck,
     /// WAL frames written: each is one synced write.
     wal_writes,
     /// Bytes of those frames.

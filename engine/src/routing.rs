@@ -185,7 +185,7 @@ impl Running {
         self.requests.expired(now, &mut expired);
         for id in expired.drain(..) {
             let Some(pending) = self.requests.get_mut(id) else { continue };
-            let executing = pending.place != Place::Parked && is_write(&pending.request);
+            let executing = pending.place != Place::Parked && changes_something(&pending.request);
             let answer = if executing {
                 Answer::Unknown(UnknownReason::DeadlinePassed)
             } else {
@@ -201,7 +201,7 @@ impl Running {
         let ids: Vec<_> = self.requests.iter().map(|(id, _)| id).collect();
         for id in ids {
             let Some(pending) = self.requests.remove(id) else { continue };
-            let answer = if is_write(&pending.request) && pending.place != Place::Parked {
+            let answer = if changes_something(&pending.request) && pending.place != Place::Parked {
                 Answer::Unknown(UnknownReason::ShuttingDown)
             } else {
                 Answer::Refused(Refusal::Unavailable { reason: "the node is shutting down".into() })
@@ -220,8 +220,10 @@ fn bad_answer(config: &WorkerConfig, peer: CoreAddr, request: &Request, answer: 
         "a peer's answer doesn't fit the request; is it faulty?"
     );
     match request {
-        Request::Write { .. } => Answer::Unknown(UnknownReason::BadAnswer),
-        Request::Read { .. } | Request::TransferLeadership { .. } => {
+        Request::Write { .. } | Request::TransferLeadership { .. } => {
+            Answer::Unknown(UnknownReason::BadAnswer)
+        }
+        Request::Read { .. } => {
             let reason = format!("node {} answered with something that is no answer", peer.node);
             Answer::Refused(Refusal::Unavailable { reason })
         }
@@ -239,6 +241,11 @@ fn kind_of(answer: &Answer) -> &'static str {
         Answer::Refused(_) => "refused",
         Answer::Unknown(_) => "unknown",
     }
+}
+
+/// Whether its outcome isn't known once it was handed on.
+fn changes_something(request: &Request) -> bool {
+    !matches!(request, Request::Read { .. })
 }
 
 fn is_write(request: &Request) -> bool {

@@ -55,6 +55,8 @@ pub struct Running {
     /// Everything found at start stands in this core's stream once it is durable up to here.
     pub(crate) settled_at: Option<FrameSeq>,
     pub(crate) settling: Settling,
+    /// Since when the log's disk has been known not to answer.
+    pub(crate) wedged_since: Option<Nanos>,
     pub(crate) housekeeping_at: Nanos,
     pub(crate) draining_until: Option<Nanos>,
     pub(crate) sealed: bool,
@@ -119,6 +121,7 @@ impl Running {
             held: VecDeque::new(),
             settled_at: None,
             settling: Settling::new(record.clone()),
+            wedged_since: None,
             housekeeping_at: now,
             draining_until: None,
             sealed: false,
@@ -213,6 +216,7 @@ impl Running {
     /// # Errors
     /// The core must stop.
     pub fn turn(&mut self, now: Nanos, effects: &mut Effects) -> Result<Progress, Failure> {
+        self.watch_disk(now);
         self.multi.tick(now);
         self.expire(now, effects);
         if now >= self.housekeeping_at {
@@ -236,6 +240,34 @@ impl Running {
     /// Whether another turn would do something at once.
     pub fn has_work(&self) -> bool {
         self.multi.has_work()
+    }
+
+    /// A core whose disk doesn't answer can't do its work: it stops beating and leading, so that others can,
+    /// until the disk answers.
+    fn watch_disk(&mut self, now: Nanos) {
+        let is_stuck = self.stuck_at().is_some_and(|at| at <= now);
+        if is_stuck == self.wedged_since.is_some() {
+            return;
+        }
+        let core = self.config.me;
+        if let Some(since) = self.wedged_since.take() {
+            let ms = now.saturating_sub(since) / MS;
+            tracing::warn!(%core, ms, "the log's disk answers again: this core may lead again");
+        } else {
+            self.wedged_since = Some(now);
+            add(&self.config.metrics.wal_stuck, 1);
+            tracing::error!(%core, "the log's disk doesn't answer: this core stops leading until it does");
+        }
+        self.multi.set_wedged(now, is_stuck);
+    }
+
+    /// When the log's disk is taken for stuck if nothing comes back before.
+    fn stuck_at(&self) -> Option<Nanos> {
+        let patience = match self.config.wal.stuck_after {
+            Some(after) => u64::try_from(after.as_nanos()).unwrap_or(Nanos::MAX),
+            None => self.config.shard.raft.election_timeout_max_ns,
+        };
+        self.wal.waiting_since().map(|since| since.saturating_add(patience))
     }
 
     /// What waited for durability goes on, in order.
@@ -355,6 +387,7 @@ impl Running {
             .min(self.requests.earliest())
             .min(self.housekeeping_at)
             .min(drain)
+            .min(self.stuck_at().filter(|_| self.wedged_since.is_none()).unwrap_or(Nanos::MAX))
     }
 
     /// Once everything found or bootstrapped at start is durable in this core's stream, core 0 is told.

@@ -6,7 +6,7 @@
 use crate::message::{Body, Message};
 use crate::quorum::{self, VoteResult};
 use crate::raft::{Raft, Role};
-use crate::types::{ReplicaId, Term};
+use crate::types::{Nanos, ReplicaId, Term};
 use crate::writes::Ballot;
 
 /// Answers to a campaign so far; each voter once.
@@ -27,6 +27,20 @@ impl Votes {
 }
 
 impl Raft {
+    /// The replica's log can't be made durable for the time being (its disk doesn't answer), or can again.
+    ///
+    /// While wedged, a replica doesn't campaign, and one that leads steps down: it could append, but never
+    /// apply, so its callers would wait for as long as it leads, while another voter could serve them. It goes
+    /// on following, and its acks and votes wait for the disk as always. A sole voter keeps leading: there is
+    /// nobody else to take over.
+    pub fn set_wedged(&mut self, now: Nanos, wedged: bool) {
+        self.advance_clock(now);
+        self.wedged = wedged;
+        if wedged && !self.is_only_voter() && !matches!(self.role, Role::Follower(_)) {
+            self.become_follower(self.term, None);
+        }
+    }
+
     fn other_voters(&self) -> Vec<ReplicaId> {
         let is_other_voter = |id: &ReplicaId| *id != self.id && self.membership.is_voter(*id);
         self.membership.members().into_iter().filter(is_other_voter).collect()

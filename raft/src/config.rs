@@ -23,6 +23,9 @@ pub struct Config {
     pub uncommitted_bytes_max: usize,
     /// Bytes of committed entries handed out in one `Ready`; one entry is always admitted. Default 1 MiB.
     pub apply_bytes_max: usize,
+    /// ReadIndex requests of one follower that may wait at a time, on the follower and on its leader; more
+    /// are refused. Default 1,024.
+    pub peer_reads_max: usize,
     /// Higher priority tends to campaign earlier: the election timeout is the least of
     /// `priority + 1` draws between the same two bounds. Default 0: all alike.
     pub priority: u8,
@@ -40,6 +43,7 @@ impl Default for Config {
             inflight_bytes_max: 8 << 20,
             uncommitted_bytes_max: 32 << 20,
             apply_bytes_max: 1 << 20,
+            peer_reads_max: 1024,
             priority: 0,
         }
     }
@@ -96,6 +100,7 @@ impl Config {
             ("inflight_bytes_max", self.inflight_bytes_max),
             ("uncommitted_bytes_max", self.uncommitted_bytes_max),
             ("apply_bytes_max", self.apply_bytes_max),
+            ("peer_reads_max", self.peer_reads_max),
         ] {
             if value == 0 {
                 return fail(field, "must be above 0".into());

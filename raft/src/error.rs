@@ -20,6 +20,8 @@ pub enum Refused {
     },
     /// Too many bytes of proposals wait for their commit; try again later.
     TooManyUncommittedBytes,
+    /// Too many reads wait for the leader's answer; try again later.
+    TooManyReads,
     /// The target of a transfer is not a voter of this group, or is this replica itself.
     NotAVoter,
 }
@@ -31,6 +33,7 @@ impl fmt::Display for Refused {
             Self::NotLeader { leader: None } => write!(f, "not the leader; none is known"),
             Self::TransferInProgress { target } => write!(f, "leadership is moving to {target}"),
             Self::TooManyUncommittedBytes => write!(f, "too many uncommitted bytes"),
+            Self::TooManyReads => write!(f, "too many reads wait"),
             Self::NotAVoter => write!(f, "the target is not another voter of this group"),
         }
     }

@@ -218,7 +218,7 @@ impl Raft {
     /// The leader hands over (thesis §3.10): campaign at once, without PreVote.
     pub(crate) fn on_timeout_now(&mut self, from: ReplicaId) {
         let follows = matches!(&self.role, Role::Follower(follower) if follower.leader == Some(from));
-        if follows && self.membership.is_voter(self.id) && self.installing.is_none() {
+        if follows && self.may_campaign() {
             self.become_candidate(true);
         }
     }
@@ -230,6 +230,16 @@ impl Raft {
         if let (Some(at), true) = (asked, follower.leader == Some(from)) {
             follower.forwarded.remove(at);
             self.outbox.reads.push(ReadState { context, index });
+        }
+    }
+
+    /// The leader has no room for a forwarded read.
+    pub(crate) fn on_read_index_refused(&mut self, from: ReplicaId, context: u64) {
+        let Role::Follower(follower) = &mut self.role else { return };
+        let asked = follower.forwarded.iter().position(|read| read.context == context);
+        if let (Some(at), true) = (asked, follower.leader == Some(from)) {
+            follower.forwarded.remove(at);
+            self.outbox.reads_dropped.push(context);
         }
     }
 

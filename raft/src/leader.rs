@@ -451,10 +451,14 @@ impl Raft {
         });
     }
 
-    /// A follower forwards a read.
+    /// A follower forwards a read. What one follower may have waiting is bounded, so that it can neither fill
+    /// this leader's memory nor crowd the others out.
     pub(crate) fn on_read_index(&mut self, from: ReplicaId, context: u64) {
-        if let Role::Leader(leader) = &mut self.role {
-            leader.ask_read(Asked { context, from: Some(from) });
+        let waiting_max = self.config.peer_reads_max;
+        let Role::Leader(leader) = &mut self.role else { return };
+        if leader.reads.waiting_of(from) >= waiting_max {
+            return self.send(from, Body::ReadIndexRefused { context });
         }
+        leader.ask_read(Asked { context, from: Some(from) });
     }
 }

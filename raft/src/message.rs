@@ -125,6 +125,12 @@ pub enum Body {
         /// Where the leader's commit index stood when its leadership was confirmed.
         index: Index,
     },
+    /// Refusal of `ReadIndex`: too many reads of this asker wait already
+    /// ([`crate::Config::peer_reads_max`]). Ask again later.
+    ReadIndexRefused {
+        /// The asker's number.
+        context: u64,
+    },
     /// The state up to `mark` has been transferred and staged on the receiver (the layer above moves
     /// the data); the receiver installs it unless it is behind its own commit index.
     InstallSnapshot {

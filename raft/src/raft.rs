@@ -84,6 +84,8 @@ pub struct Raft {
     pub(crate) timer: ElectionTimer,
     /// When a leader of this term was last heard; the base of stickiness.
     pub(crate) leader_heard_at: Option<Nanos>,
+    /// The log can't be made durable at the moment: see [`Raft::set_wedged`].
+    pub(crate) wedged: bool,
     /// A snapshot that was handed out and isn't in place yet. Until it is, the log doesn't change.
     pub(crate) installing: Option<Installing>,
     pub(crate) outbox: Outbox,
@@ -136,6 +138,7 @@ impl Raft {
             now,
             timer: ElectionTimer::new(now, seed ^ id.get().rotate_left(32), config),
             leader_heard_at: None,
+            wedged: false,
             installing: None,
             outbox: Outbox::default(),
             announced: Leadership { term: hard_state.term, leader: None, is_self: false },
@@ -207,6 +210,7 @@ impl Raft {
             Body::TimeoutNow => self.on_timeout_now(from),
             Body::ReadIndex { context } => self.on_read_index(from, context),
             Body::ReadIndexReply { context, index } => self.on_read_index_reply(from, context, index),
+            Body::ReadIndexRefused { context } => self.on_read_index_refused(from, context),
             Body::InstallSnapshot { mark, membership, stamp } => {
                 self.on_install_snapshot(from, mark, membership, stamp);
             }
@@ -247,13 +251,16 @@ impl Raft {
     /// use, even by an earlier incarnation, may be on its way.
     ///
     /// # Errors
-    /// Nothing was done: no leader is known.
+    /// Nothing was done: no leader is known, or too many reads wait for it already.
     pub fn read_index(&mut self, now: Nanos, context: u64) -> Result<(), Refused> {
         self.advance_clock(now);
         match &mut self.role {
             Role::Leader(leader) => leader.ask_read(Asked { context, from: None }),
             Role::Follower(Follower { leader: Some(leader), forwarded, .. }) => {
                 let leader = *leader;
+                if forwarded.len() >= self.config.peer_reads_max {
+                    return Err(Refused::TooManyReads);
+                }
                 let drop_at = self.now.saturating_add(self.config.election_timeout_max_ns);
                 forwarded.push_back(Forwarded { context, drop_at });
                 self.send(leader, Body::ReadIndex { context });
@@ -350,12 +357,12 @@ impl Raft {
         }
     }
 
-    fn is_only_voter(&self) -> bool {
+    pub(crate) fn is_only_voter(&self) -> bool {
         self.membership.voters == [self.id] && self.membership.voters_outgoing.is_empty()
     }
 
-    fn may_campaign(&self) -> bool {
-        self.membership.is_voter(self.id) && self.installing.is_none()
+    pub(crate) fn may_campaign(&self) -> bool {
+        self.membership.is_voter(self.id) && self.installing.is_none() && !self.wedged
     }
 
     fn maybe_campaign(&mut self) {

@@ -9,7 +9,7 @@
 //! §8), so until then contexts wait.
 
 use crate::types::{Index, Nanos, ReplicaId};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// One read that somebody waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,12 +39,22 @@ pub(crate) struct Reads {
     rounds: VecDeque<Round>,
     /// Number of the newest round; 0 = none yet.
     newest: u64,
+    /// How many of each follower's are in `waiting` and `rounds`; never 0.
+    forwarded: BTreeMap<ReplicaId, usize>,
 }
 
 impl Reads {
     /// Takes a read into the next round.
     pub(crate) fn ask(&mut self, asked: Asked) {
+        if let Some(from) = asked.from {
+            *self.forwarded.entry(from).or_default() += 1;
+        }
         self.waiting.push(asked);
+    }
+
+    /// How many reads of this follower wait for an answer.
+    pub(crate) fn waiting_of(&self, from: ReplicaId) -> usize {
+        self.forwarded.get(&from).copied().unwrap_or(0)
     }
 
     /// Whether a round should begin.
@@ -71,7 +81,15 @@ impl Reads {
 
     /// The oldest round, if a quorum has confirmed it by confirming `round`.
     pub(crate) fn pop_confirmed(&mut self, round: u64) -> Option<Round> {
-        self.rounds.pop_front_if(|oldest| oldest.number <= round)
+        let confirmed = self.rounds.pop_front_if(|oldest| oldest.number <= round)?;
+        for from in confirmed.asked.iter().filter_map(|asked| asked.from) {
+            let waiting = self.forwarded.get_mut(&from).expect("it was counted when it was asked");
+            *waiting -= 1;
+            if *waiting == 0 {
+                self.forwarded.remove(&from);
+            }
+        }
+        Some(confirmed)
     }
 
     /// Leadership is over: the contexts of this replica's own callers.

@@ -80,7 +80,8 @@ impl Raft {
             | Body::Heartbeat { .. }
             | Body::TimeoutNow
             | Body::ReadIndex { .. }
-            | Body::ReadIndexReply { .. } => None,
+            | Body::ReadIndexReply { .. }
+            | Body::ReadIndexRefused { .. } => None,
         }
     }
 
@@ -135,7 +136,8 @@ fn largest_number(body: &Body) -> u64 {
         | Body::VoteReply { .. }
         | Body::HeartbeatReply { .. }
         | Body::TimeoutNow
-        | Body::ReadIndex { .. } => 0,
+        | Body::ReadIndex { .. }
+        | Body::ReadIndexRefused { .. } => 0,
     }
 }
 

@@ -188,7 +188,7 @@ impl Victim {
         let granted = !random.one_in(3);
         let read_round = near(random, &[0, 3]);
         let context = random.below(4);
-        match random.below(20) {
+        match random.below(21) {
             0 => Body::PreVote { last: self.mark(random) },
             1 => Body::PreVoteReply { granted },
             2 => Body::Vote { last: self.mark(random), transfer: granted },
@@ -199,12 +199,13 @@ impl Victim {
             8 => Body::TimeoutNow,
             9 => Body::ReadIndex { context },
             10 => Body::ReadIndexReply { context, index: self.index(random) },
-            11 => {
+            11 => Body::ReadIndexRefused { context },
+            12 => {
                 let sane = random.one_in(2).then(|| self.raft.membership().clone());
                 let membership = sane.unwrap_or_else(|| Self::membership(random));
                 Body::InstallSnapshot { mark: self.mark(random), membership, stamp }
             }
-            12..15 => Body::AppendAccepted { matched: self.index(random), stamp: answer },
+            13..16 => Body::AppendAccepted { matched: self.index(random), stamp: answer },
             _ => {
                 let prev = self.mark(random);
                 let entries = self.entries(random, prev);

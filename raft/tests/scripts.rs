@@ -41,6 +41,7 @@ impl Script {
                 "inflight" => config.inflight_messages_max = value,
                 "uncommitted" => config.uncommitted_bytes_max = value,
                 "apply" => config.apply_bytes_max = value,
+                "peer-reads" => config.peer_reads_max = value,
                 _ => panic!("unknown setting {key}"),
             }
         }
@@ -49,9 +50,8 @@ impl Script {
 
     fn run(&mut self, command: &str, words: Words) {
         match command {
-            "campaign" | "timeout" | "propose" | "propose-size" | "read" | "transfer" => {
-                self.ask(command, words)
-            }
+            "campaign" | "timeout" | "propose" | "propose-size" | "read" | "transfer" | "wedge"
+            | "unwedge" => self.ask(command, words),
             "deliver" | "drop" | "repeat" | "partition" | "heal" | "net" => self.network(command, words),
             "auto-persist" | "auto-apply" | "persist" | "apply" => self.durability(command, words),
             "advance" | "run" | "beat" | "stabilize" | "settle" => self.time(command, words),
@@ -76,6 +76,10 @@ impl Script {
                 let context = number(words[1]) as u64;
                 self.cluster.with(node, |raft, now| raft.read_index(now, context).err())
             }
+            "wedge" | "unwedge" => self.cluster.with(node, |raft, now| {
+                raft.set_wedged(now, command == "wedge");
+                None
+            }),
             "transfer" => {
                 let to = replica(number(words[1]));
                 self.cluster.with(node, |raft, now| raft.transfer_leadership(now, to).err())

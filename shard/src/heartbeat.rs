@@ -6,9 +6,9 @@
 
 use crate::ids::{CoreAddr, Epoch, ShardId};
 use crate::multi_raft::MultiRaft;
-use crate::output::{Output, RefusedMessage};
+use crate::output::{Fault, Output, RefusedMessage};
 use crate::peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, PeerBatch, PeerMessage};
-use floe_raft::{Body, Message, Nanos};
+use floe_raft::{Body, Message, Nanos, ReplicaId};
 
 /// Refused messages of one turn that are reported one by one.
 const REFUSED_TOLD_MAX: usize = 4;
@@ -54,6 +54,10 @@ impl MultiRaft {
 
     fn receive_one(&mut self, addr: CoreAddr, message: PeerMessage) {
         match message {
+            PeerMessage::DumpOffer { shard, from, .. }
+            | PeerMessage::DumpPull { shard, from, .. }
+            | PeerMessage::DumpChunk { shard, from, .. }
+                if !self.may_speak_for(addr, shard, from) => {}
             PeerMessage::Raft { shard, message, .. } => self.step(addr, shard, message),
             PeerMessage::DumpOffer { .. } => self.on_dump_offer(addr, message),
             PeerMessage::DumpPull { .. } => self.on_dump_pull(message),
@@ -68,13 +72,26 @@ impl MultiRaft {
         if matches!(message.body, Body::InstallSnapshot { .. }) {
             return;
         }
-        if let Some(slot) = self.running(shard) {
-            let from = message.from;
-            if let Err(why) = self.replicas[slot].raft.step(self.now, message) {
+        let from = message.from;
+        if let Some(slot) = self.running(shard)
+            && self.may_speak_for(peer, shard, from)
+        {
+            if let Err(nonsense) = self.replicas[slot].raft.step(self.now, message) {
+                let why = Fault::Nonsense(nonsense);
                 return self.refuse(RefusedMessage { peer, shard, from, why });
             }
             self.touch(slot);
         }
+    }
+
+    /// A node speaks only for the replicas that the membership places there: else one faulty node could vote and
+    /// acknowledge in the name of all others. A replica that isn't known here may be newer than the
+    /// descriptor; what it may say is Raft's affair.
+    fn may_speak_for(&mut self, peer: CoreAddr, shard: ShardId, from: ReplicaId) -> bool {
+        let placed_on = self.descriptor(shard).and_then(|descriptor| descriptor.node_of(from));
+        let Some(node) = placed_on.filter(|&node| node != peer.node) else { return true };
+        self.refuse(RefusedMessage { peer, shard, from, why: Fault::ForeignReplica { node } });
+        false
     }
 
     /// Counts what no working peer sends, and has the first few of each turn reported.
@@ -88,6 +105,9 @@ impl MultiRaft {
     /// One timer for all groups of the core.
     pub(crate) fn beat(&mut self) {
         self.beat_at = self.now + self.config.raft.heartbeat_interval_ns;
+        if self.wedged {
+            return; // a beat says that this core can do its work
+        }
         self.beat_owed = true;
         for &slot in &self.leaders {
             self.replicas[slot].raft.beat(self.now);

@@ -101,7 +101,7 @@ pub use ids::{CoreAddr, Epoch, NodeId, ShardId};
 pub use memory_store::MemoryStore;
 pub use multi_raft::MultiRaft;
 pub use output::{
-    DumpRead, DumpRemove, DumpSave, LogWrite, Output, PersistToken, RefusedMessage, ShardState,
+    DumpRead, DumpRemove, DumpSave, Fault, LogWrite, Output, PersistToken, RefusedMessage, ShardState,
 };
 pub use peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, PeerBatch, PeerMessage};
 pub use request::{

@@ -54,6 +54,8 @@ pub struct MultiRaft {
     pub(crate) incoming: usize,
     pub(crate) outbox: Outbox,
     pub(crate) refuses_proposals: bool,
+    /// The log's disk doesn't answer: see [`MultiRaft::set_wedged`].
+    pub(crate) wedged: bool,
     pub(crate) ready: Ready,
     pub(crate) stats: Stats,
 }
@@ -114,6 +116,7 @@ impl MultiRaft {
             incoming: 0,
             outbox: Outbox::default(),
             refuses_proposals: false,
+            wedged: false,
             ready: Ready::default(),
             stats: Stats::default(),
         }
@@ -186,7 +189,8 @@ impl MultiRaft {
             applied: state.flushed.index,
         };
         let seed = self.seed ^ state.shard.0.rotate_left(17);
-        let raft = Raft::new(state.replica, &self.config.raft, restored, self.now, seed);
+        let mut raft = Raft::new(state.replica, &self.config.raft, restored, self.now, seed);
+        raft.set_wedged(self.now, self.wedged);
         let mut replica = Replica::new(&state, descriptor, raft, machine, self.boot_epoch);
         replica.refresh_routes(&self.peers);
         if writes_state {
@@ -298,6 +302,18 @@ impl MultiRaft {
     /// While on, proposals are refused with `Busy(DiskFull)`; everything else goes on.
     pub fn refuse_proposals(&mut self, on: bool) {
         self.refuses_proposals = on;
+    }
+
+    /// The core's log can't be made durable for the time being, or can again. While wedged, the core doesn't
+    /// beat, its replicas don't campaign, and its leaders step down, except sole voters: others can take over
+    /// ([`Raft::set_wedged`]). O(shards of this core).
+    pub fn set_wedged(&mut self, now: Nanos, wedged: bool) {
+        self.advance_clock(now);
+        self.wedged = wedged;
+        for slot in 0..self.replicas.len() {
+            self.replicas[slot].raft.set_wedged(self.now, wedged);
+            self.touch(slot);
+        }
     }
 
     /// Makes the replica here campaign now. It never bypasses leader stickiness.

@@ -1,12 +1,13 @@
 //! What one turn of a core's replicas wants done, as plain data in buffers that the worker reuses.
 
-use crate::ids::{CoreAddr, ShardId};
+use crate::ids::{CoreAddr, NodeId, ShardId};
 use crate::peer::{PeerBatch, PeerMessage};
 use crate::request::{Answer, RequestId};
 use crate::state_machine::Dump;
 use bytes::Bytes;
 use floe_raft::{Entry, HardState, Mark, Nonsense, ReplicaId, WriteId};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// A record for the core's WAL; all of one turn, in this order, form one group commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,6 +133,28 @@ pub struct DumpRemove {
     pub generation: u64,
 }
 
+/// What is wrong with a message that no working node sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// No working replica says this.
+    Nonsense(Nonsense),
+    /// It speaks for a replica that the shard's descriptor places on this other node.
+    ForeignReplica {
+        /// Where the replica is.
+        node: NodeId,
+    },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nonsense(nonsense) => nonsense.fmt(f),
+            Self::ForeignReplica { node } => write!(f, "it speaks for a replica that is on node {node}"),
+        }
+    }
+}
+
 /// A peer's message that no working replica sends; it changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RefusedMessage {
@@ -142,7 +165,7 @@ pub struct RefusedMessage {
     /// The replica in whose name.
     pub from: ReplicaId,
     /// What is wrong with it.
-    pub why: Nonsense,
+    pub why: Fault,
 }
 
 /// One turn's output. The worker, in this order: appends `writes` to the WAL; remembers `persists` and

@@ -191,6 +191,7 @@ impl Replica {
             Refused::NotLeader { leader } => self.not_leader(leader),
             Refused::TransferInProgress { .. } => Refusal::Busy(BusyReason::Transfer),
             Refused::TooManyUncommittedBytes => Refusal::Busy(BusyReason::UncommittedBytes),
+            Refused::TooManyReads => Refusal::Busy(BusyReason::Requests),
             why => Refusal::Unavailable { reason: why.to_string() },
         }
     }

@@ -199,6 +199,7 @@ impl<'a> Columns<'a> {
             Row::ReadIndexReply { context, index } => {
                 Body::ReadIndexReply { context: context.to_native(), index: index.to_native() }
             }
+            Row::ReadIndexRefused { context } => Body::ReadIndexRefused { context: context.to_native() },
             Row::InstallSnapshot { mark: at, lists, auto_leave, stamp } => Body::InstallSnapshot {
                 mark: mark(at),
                 membership: Membership {

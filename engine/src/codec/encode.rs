@@ -233,6 +233,7 @@ impl<'a> Gather<'a> {
             Body::ReadIndexReply { context, index } => {
                 WireBody::ReadIndexReply { context: *context, index: *index }
             }
+            Body::ReadIndexRefused { context } => WireBody::ReadIndexRefused { context: *context },
             Body::InstallSnapshot { mark, membership, stamp } => WireBody::InstallSnapshot {
                 mark: wire_mark(*mark),
                 lists: self.membership(membership),

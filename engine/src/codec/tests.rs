@@ -88,7 +88,7 @@ impl Prng {
     }
 
     fn body(&mut self, term: u64) -> Body {
-        match self.below(14) {
+        match self.below(15) {
             0 => Body::PreVote { last: self.mark() },
             1 => Body::PreVoteReply { granted: self.flag() },
             2 => Body::Vote { last: self.mark(), transfer: self.flag() },
@@ -115,6 +115,7 @@ impl Prng {
                 },
                 stamp: self.leader_stamp(),
             },
+            12 => Body::ReadIndexRefused { context: self.number() },
             _ => self.append(term),
         }
     }

@@ -151,6 +151,9 @@ pub(super) enum WireBody {
         auto_leave: bool,
         stamp: WireLeaderStamp,
     },
+    ReadIndexRefused {
+        context: u64,
+    },
 }
 
 #[derive(Archive, Serialize)]

@@ -19,7 +19,7 @@ struct Place {
 
 struct Waiting {
     slot: Arc<Slot>,
-    is_write: bool,
+    changes_something: bool,
 }
 
 impl Requests {
@@ -38,7 +38,7 @@ impl Requests {
             None => return None,
         };
         let place = &mut self.places[at as usize];
-        place.waiting = Some(Waiting { slot, is_write: matches!(request, Request::Write { .. }) });
+        place.waiting = Some(Waiting { slot, changes_something: !matches!(request, Request::Read { .. }) });
         Some(RequestId(u64::from(place.round) << 32 | u64::from(at)))
     }
 
@@ -69,7 +69,7 @@ impl Drop for Requests {
     fn drop(&mut self) {
         for waiting in self.places.iter_mut().filter_map(|place| place.waiting.take()) {
             let reason = "the core has stopped".to_owned();
-            waiting.slot.answer(match waiting.is_write {
+            waiting.slot.answer(match waiting.changes_something {
                 true => Answer::Unknown(UnknownReason::ShuttingDown),
                 false => Answer::Refused(Refusal::Unavailable { reason }),
             });
@@ -81,23 +81,32 @@ impl Drop for Requests {
 mod tests {
     use super::*;
     use bytes::Bytes;
+    use floe_shard::request::{Consistency, Query};
     use floe_shard::{NodeId, ShardId};
 
     fn write() -> Request {
         Request::Write { shard: ShardId(1), command: Bytes::new() }
     }
 
+    fn read() -> Request {
+        let query = Query::Get { key: Bytes::new() };
+        Request::Read { shard: ShardId(1), range_epoch: 1, query, consistency: Consistency::Stale }
+    }
+
     #[test]
     fn nobody_waits_for_ever_for_a_core_that_is_gone() {
         let (a, b) = (Slot::new(), Slot::new());
-        let mut requests = Requests::new(2);
+        let c = Slot::new();
+        let mut requests = Requests::new(3);
         requests.insert(&write(), Arc::clone(&a)).unwrap();
         let transfer = Request::TransferLeadership { shard: ShardId(1), to: NodeId(1) };
         requests.insert(&transfer, Arc::clone(&b)).unwrap();
+        requests.insert(&read(), Arc::clone(&c)).unwrap();
         assert!(requests.insert(&write(), Slot::new()).is_none());
         drop(requests);
         assert_eq!(a.wait(), Answer::Unknown(UnknownReason::ShuttingDown));
-        assert!(matches!(b.wait(), Answer::Refused(Refusal::Unavailable { .. })));
+        assert_eq!(b.wait(), Answer::Unknown(UnknownReason::ShuttingDown));
+        assert!(matches!(c.wait(), Answer::Refused(Refusal::Unavailable { .. })));
     }
 
     #[test]

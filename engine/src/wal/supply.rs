@@ -25,6 +25,8 @@ pub(super) struct Supply {
     ready: VecDeque<SegmentFile>,
     pool: Vec<SegmentFile>,
     step: Step,
+    /// When the call of that step was issued.
+    step_at: Nanos,
     /// Length of the frame that waits for the next segment.
     frame_waiting: u64,
     full: bool,
@@ -63,6 +65,7 @@ impl Supply {
             ready: VecDeque::new(),
             pool,
             step: Step::Idle,
+            step_at: 0,
             frame_waiting: 0,
             full: false,
             bytes_removing: 0,
@@ -91,12 +94,12 @@ impl Supply {
             && (now >= *at || self.spare_for(file).is_some())
         {
             let file = file.clone();
-            self.start(file, ops, calls);
+            self.start(now, file, ops, calls);
         }
         if matches!(self.step, Step::Idle)
             && let Some(file) = self.next_job()
         {
-            self.start(file, ops, calls);
+            self.start(now, file, ops, calls);
         }
         self.trim_pool(ops, calls);
     }
@@ -127,7 +130,8 @@ impl Supply {
             .map(|(at, _)| at)
     }
 
-    fn start(&mut self, mut file: SegmentFile, ops: &mut Ops, calls: &mut DiskCalls) {
+    fn start(&mut self, now: Nanos, mut file: SegmentFile, ops: &mut Ops, calls: &mut DiskCalls) {
+        self.step_at = now;
         if let Some(at) = self.spare_for(&file) {
             let spare = self.pool.swap_remove(at);
             file.bytes = spare.bytes;
@@ -154,6 +158,7 @@ impl Supply {
         calls: &mut DiskCalls,
     ) -> Result<(), DiskError> {
         let step = std::mem::replace(&mut self.step, Step::Idle);
+        self.step_at = now;
         let full = matches!(&result, Err(error) if error.kind == DiskErrorKind::Full);
         self.step = match step {
             Step::Creating(file) if full => {
@@ -256,6 +261,11 @@ impl Supply {
     /// Whether space for the spare segments is lacking.
     pub fn is_tight(&self) -> bool {
         self.full && self.ready.len() < self.config.spares.max(1) as usize
+    }
+
+    /// Since when a call has been on its way that the next segment needs.
+    pub fn waiting_since(&self) -> Option<Nanos> {
+        (!matches!(self.step, Step::Idle | Step::Waiting(..))).then_some(self.step_at)
     }
 
     /// When to try again.

@@ -426,6 +426,16 @@ impl Wal {
         self.supply.is_tight()
     }
 
+    /// Since when the oldest disk call has been on its way that records wait for. `None` if none is: nothing
+    /// was appended, or what was waits for space, which is another matter ([`Wal::is_tight`]).
+    pub fn waiting_since(&self) -> Option<Nanos> {
+        match self.in_flight.front() {
+            Some(frame) => Some(frame.issued_at),
+            None if self.blocked => self.supply.waiting_since(),
+            None => None,
+        }
+    }
+
     /// Bytes of records that are appended but not durable.
     pub fn queued_bytes(&self) -> usize {
         self.queued_bytes

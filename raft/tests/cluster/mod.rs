@@ -467,6 +467,7 @@ pub fn describe(message: &Message) -> String {
         Body::TimeoutNow => "timeout now".into(),
         Body::ReadIndex { context } => format!("read index {context}"),
         Body::ReadIndexReply { context, index } => format!("read index {context} is {index}"),
+        Body::ReadIndexRefused { context } => format!("read index {context} refused"),
         Body::InstallSnapshot { mark, .. } => format!("install snapshot {mark}"),
     };
     format!("  {}>{} t{} {body}", message.from, message.to, message.term)

@@ -52,6 +52,36 @@ fn a_part_of_a_dump_that_was_not_asked_for_ends_the_transfer() {
 }
 
 #[test]
+fn a_node_speaks_only_for_its_own_replicas() {
+    let mut cluster = one_shard();
+    let leader = cluster.await_leader(S1);
+    cluster.run(100);
+    let [faulty, victim] = others(leader);
+    let status = |node: usize| cluster.nodes[node].multi.status(S1).unwrap();
+    let (from, to, term, epoch) =
+        (status(leader).replica, status(victim).replica, status(leader).term, status(leader).epoch);
+    let before = status(victim);
+    let body = Body::Heartbeat { commit: 0, read_round: 0, stamp: LeaderStamp::default() };
+    let raised = Message { from, to, term: term + 7, body };
+    let mark = Mark::new(term, 1000);
+    let lies = [
+        PeerMessage::Raft { shard: S1, epoch, message: Message { body: Body::TimeoutNow, ..raised.clone() } },
+        PeerMessage::Raft { shard: S1, epoch, message: raised },
+        PeerMessage::DumpOffer { shard: S1, from, to, term, generation: 9, mark, len: 1 << 20 },
+        PeerMessage::DumpPull { shard: S1, from, to, generation: 9, offset: 0, len: 4096 },
+        PeerMessage::DumpChunk { shard: S1, from, to, generation: 9, offset: 0, data: Bytes::new() },
+    ];
+    let why = Fault::ForeignReplica { node: addr(leader).node };
+    for (count, lie) in (1..).zip(lies) {
+        let out = hear(&mut cluster, victim, faulty, lie);
+        assert_eq!(out.refused, [RefusedMessage { peer: addr(faulty), shard: S1, from, why }]);
+        assert!(out.sends.values().all(|batch| batch.messages.is_empty()), "it is answered");
+        assert_eq!(cluster.nodes[victim].multi.stats().messages_refused, count);
+    }
+    assert_eq!(cluster.nodes[victim].multi.status(S1).unwrap(), before, "it changed nothing");
+}
+
+#[test]
 fn a_message_that_contradicts_what_is_committed_is_counted_and_its_sender_named() {
     let mut cluster = one_shard();
     let leader = cluster.await_leader(S1);
@@ -68,7 +98,7 @@ fn a_message_that_contradicts_what_is_committed_is_counted_and_its_sender_named(
     let body = Body::Append { prev: Mark::ZERO, commit: 1, entries, stamp };
     let message = PeerMessage::Raft { shard: S1, epoch, message: Message { from, to, term, body } };
     let out = hear(&mut cluster, victim, faulty, message);
-    let why = Nonsense::ContradictsCommitted(mark);
+    let why = Fault::Nonsense(Nonsense::ContradictsCommitted(mark));
     assert_eq!(out.refused, [RefusedMessage { peer: addr(faulty), shard: S1, from, why }]);
     assert_eq!(cluster.nodes[victim].multi.stats().messages_refused, 1);
     assert_eq!(cluster.nodes[victim].multi.status(S1).unwrap(), before, "it changed nothing");

@@ -118,8 +118,8 @@ impl Cluster {
                 *until = (now + lasts).max(*until);
             }
             FaultKind::SlowDisk => {
-                self.nodes[node].disk.profile.slowness = *self.random.pick(&[10, 100, 3_000]);
-                self.queue.after(lasts, Event::Undo(Fault::Disk(node)));
+                let slowness = *self.random.pick(&[10, 100, 3_000]);
+                self.slow_disk(node, slowness, lasts);
             }
             FaultKind::WriteErrors => {
                 self.nodes[node].disk.profile.write_error_ppm = *self.random.pick(&[3_000, 100_000]);
@@ -142,6 +142,12 @@ impl Cluster {
             // It strikes by itself at elections; drawing it makes one.
             FaultKind::NewLeader => self.isolate_leader(lasts),
         }
+    }
+
+    /// Calls to a node's disk that are issued from now on take so many times as long.
+    pub fn slow_disk(&mut self, node: usize, slowness: u64, lasts: Nanos) {
+        self.nodes[node].disk.profile.slowness = slowness;
+        self.queue.after(lasts, Event::Undo(Fault::Disk(node)));
     }
 
     fn count_fault(&mut self, kind: FaultKind, node: usize) {

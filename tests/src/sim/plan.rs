@@ -229,6 +229,7 @@ impl Plan {
                 spares: 2,
                 bytes_max: 2 << 20,
                 queued_bytes_max: 1 << 20,
+                stuck_after: None,
             },
             bug: None,
             prints: false,

@@ -99,6 +99,24 @@ fn writes_go_on_within_two_election_timeouts_after_a_leader_stops() {
     });
 }
 
+/// Its core notices after an election timeout that nothing comes back, and stops leading; another node leads
+/// after another one.
+#[test]
+fn writes_go_on_while_the_leaders_disk_is_stuck() {
+    on_seeds(3, |cluster| {
+        load(cluster, 200)?;
+        let shard = cluster.shards[0].shard;
+        let leader = cluster.leader(shard).expect("the load has found one");
+        cluster.slow_disk(leader, 50_000, SEC);
+        let recovery_ns = cluster.demand_fresh_writes()?;
+        let bound = 3 * cluster.plan.election_timeout_ns();
+        assert!(recovery_ns <= bound, "{recovery_ns} ns, at most {bound}");
+        let next = cluster.leader(shard);
+        assert!(next.is_some_and(|next| next != leader), "{next:?} leads after {leader}");
+        heal_and_judge(cluster).map(|_| ())
+    });
+}
+
 #[test]
 fn a_half_deaf_leader_is_replaced() {
     on_seeds(3, |cluster| {
