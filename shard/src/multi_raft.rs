@@ -13,12 +13,12 @@ use crate::peer::PeerMessage;
 use crate::peers::Peers;
 use crate::ready_queue::ReadyQueue;
 use crate::replica::{OnDurable, Replica, Stage};
-use crate::request::{Answer, RequestId};
+use crate::request::{Answer, RequestId, UnknownReason};
 use crate::state_machine::StateMachine;
 use crate::status::Stats;
 use crate::timers::Timers;
 use crate::transfer::ReadOfDump;
-use floe_raft::{HardState, Mark, Nanos, Raft, Ready, Restored, WriteId};
+use floe_raft::{HardState, Index, Mark, Nanos, Raft, Ready, Restored, WriteId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// All replicas of one core. Every method is a step of a pure state machine; `now` is monotonic and never goes
@@ -306,12 +306,21 @@ impl MultiRaft {
 
     /// The core's log can't be made durable for the time being, or can again. While wedged, the core doesn't
     /// beat, its replicas don't campaign, and its leaders step down, except sole voters: others can take over
-    /// ([`Raft::set_wedged`]). O(shards of this core).
+    /// ([`Raft::set_wedged`]). Their callers aren't left waiting for the disk: what is in the log already is
+    /// answered as unknown. O(shards of this core).
     pub fn set_wedged(&mut self, now: Nanos, wedged: bool) {
         self.advance_clock(now);
         self.wedged = wedged;
         for slot in 0..self.replicas.len() {
-            self.replicas[slot].raft.set_wedged(self.now, wedged);
+            let replica = &mut self.replicas[slot];
+            replica.raft.set_wedged(self.now, wedged);
+            while wedged
+                && !replica.raft.is_leader()
+                && let Some((id, _)) = replica.proposals.skip(Index::MAX)
+            {
+                let answer = Answer::Unknown(UnknownReason::LeadershipLost);
+                self.callers.answer(id, answer, &mut self.outbox.answers);
+            }
             self.touch(slot);
         }
     }

@@ -126,6 +126,29 @@ fn what_can_not_be_applied_is_refused_at_the_door() {
 }
 
 #[test]
+fn a_wedged_leader_steps_down_and_its_callers_are_told() {
+    let mut cluster = one_shard();
+    let leader = cluster.await_leader(S1);
+    cluster.run(100);
+    cluster.isolated.insert(leader);
+    let id = cluster.submit(leader, write(S1, b"a", b"1"));
+    cluster.turn();
+    cluster.nodes[leader].multi.set_wedged(cluster.now, true);
+    cluster.turn();
+    let answer = &cluster.nodes[leader].answers[&id];
+    assert_eq!(*answer, Answer::Unknown(UnknownReason::LeadershipLost));
+    let beats = cluster.nodes[leader].beats_sent;
+    cluster.isolated.clear();
+    cluster.run_until("another leader", |cluster| cluster.leader_of(S1).is_some_and(|next| next != leader));
+    cluster.run(100);
+    assert_eq!(cluster.nodes[leader].beats_sent, beats, "a wedged core beats");
+    cluster.nodes[leader].multi.set_wedged(cluster.now, false);
+    cluster.run(100);
+    assert!(cluster.nodes[leader].beats_sent > beats, "it has forgotten to beat");
+    cluster.assert_equal_states(S1);
+}
+
+#[test]
 fn overwritten_proposal_is_answered_overwritten() {
     let mut cluster = one_shard();
     let old = cluster.await_leader(S1);
