@@ -1,7 +1,7 @@
 //! `floe-bench`: measures Floe, and verifies every value that it wrote while measuring.
 //!
-//! Each benchmark is one file with a `run`; [`cluster`] is the one that runs without arguments. The
-//! parts that benchmarks share:
+//! Each benchmark is one file with a `run`; [`cluster`] is the one that runs without arguments, [`raft`]
+//! measures the consensus core alone. The parts that benchmarks share:
 //!
 //! - [`options`]: the command line;
 //! - [`workload`]: keys, values, and what a key may hold ([`workload::KeyState`]);
@@ -25,6 +25,7 @@ mod members;
 mod options;
 mod phase;
 mod progress;
+mod raft;
 mod report;
 mod tally;
 mod usage;
@@ -48,8 +49,11 @@ fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let Benchmark::Cluster(options) = Cli::parse().benchmark();
-    match cluster::run(&options) {
+    let measured = match Cli::parse().benchmark() {
+        Benchmark::Cluster(options) => cluster::run(&options),
+        Benchmark::Raft(options) => raft::run(&options),
+    };
+    match measured {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
             eprintln!("floe-bench: FAILED: data was lost or wrong, or a phase got nothing done; see above");

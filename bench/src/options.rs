@@ -13,6 +13,7 @@ Examples:
   floe-bench cluster --concurrency 1            latency of one caller at a time
   floe-bench cluster --mode open --rate 50000   latency at a given load, without coordinated omission
   floe-bench cluster --route any                two of three requests are forwarded to the leader
+  floe-bench raft                               the consensus core alone, in memory
   floe-bench cluster --json run.json            the figures as JSON, with machine, commit and command
 
 Logs of the nodes: RUST_LOG=floe=debug floe-bench ...
@@ -41,6 +42,28 @@ pub enum Benchmark {
     /// A whole cluster in this process: real logs with syncs, real TCP on loopback, verified data
     #[command(after_help = EXAMPLES)]
     Cluster(Box<ClusterOptions>),
+    /// The consensus core alone: three replicas in memory, entries per CPU-second
+    Raft(RaftOptions),
+}
+
+/// What `raft` runs with.
+#[derive(Args, Clone, Debug)]
+pub struct RaftOptions {
+    /// Entries proposed at a time
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch: u32,
+    /// Bytes of an entry
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(0..=1 << 12))]
+    pub payload: u32,
+    /// Processor time of each run
+    #[arg(long, default_value = "2", value_parser = positive)]
+    pub seconds: f64,
+    /// How often it is measured
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub runs: u32,
+    /// Write the figures to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
 /// What `cluster` runs with.
@@ -205,7 +228,7 @@ mod tests {
     #[test]
     fn no_arguments_mean_the_cluster_benchmark_with_its_defaults() {
         Cli::command().debug_assert();
-        let Benchmark::Cluster(options) = Cli::parse_from(["floe-bench"]).benchmark();
+        let Benchmark::Cluster(options) = Cli::parse_from(["floe-bench"]).benchmark() else { panic!() };
         assert_eq!((options.nodes, options.cores, options.shards), (3, 1, 48));
         assert_eq!((options.payload, options.concurrency), (128, 1024));
         assert_eq!(options.phases, [Workload::Put, Workload::Get, Workload::Mixed]);

@@ -24,9 +24,9 @@ pub(crate) struct Log {
 impl Log {
     /// A log that starts after `base` with these entries.
     pub(crate) fn new(base: Mark, entries: Vec<Entry>) -> Self {
-        let mut log =
-            Self { base, entries: VecDeque::with_capacity(entries.len()), runs: VecDeque::new(), bytes: 0 };
-        entries.into_iter().for_each(|entry| log.push(entry));
+        let buffer = VecDeque::with_capacity(entries.len());
+        let mut log = Self { base, entries: buffer, runs: VecDeque::new(), bytes: 0 };
+        log.extend(entries);
         log
     }
 
@@ -87,6 +87,11 @@ impl Log {
         (found.term <= term).then_some(found)
     }
 
+    /// Appends entries in order.
+    pub(crate) fn extend(&mut self, entries: impl IntoIterator<Item = Entry>) {
+        entries.into_iter().for_each(|entry| self.push(entry));
+    }
+
     /// Appends one entry.
     pub(crate) fn push(&mut self, entry: Entry) {
         let last = self.last_mark();
@@ -120,6 +125,7 @@ impl Log {
         let Some(term) = self.term_at(to) else {
             panic!("compacting to {to} outside of the log {}..={}", self.base, self.last_mark());
         };
+        let held = self.entries.len();
         for entry in self.entries.drain(..(to - self.base.index) as usize) {
             self.bytes -= entry.size();
         }
@@ -132,8 +138,9 @@ impl Log {
         } else if let Some(first) = self.runs.front_mut() {
             first.index = first.index.max(to + 1);
         }
-        if self.entries.len() < self.entries.capacity() / 4 {
-            self.entries.shrink_to(self.entries.len() * 2);
+        // By what it held before: a log that grows and is compacted in turns keeps its buffer.
+        if held < self.entries.capacity() / 4 {
+            self.entries.shrink_to(held * 2);
         }
     }
 
