@@ -2,7 +2,10 @@
 //! how it works, only what it promises.
 
 pub mod durability;
+pub mod edn;
+pub mod history;
 pub mod linearizability;
+pub mod model;
 pub mod raft_safety;
 
 use std::fmt;

@@ -1,9 +1,12 @@
 //! Runs the simulator: one seed with `--seed N [--trace]`, or many with `--seeds A..B`.
 //!
+//! `check-history FILE` judges what another store's clients recorded instead of running anything.
+//!
 //! A failing seed is printed with what it broke; the exit status says whether there was one. With the
 //! cargo feature `planted`, `--planted` plants each known bug until a checker finds it.
 
 use clap::Parser;
+use floe_tests::checker::history::{History, Judgement, Model};
 use floe_tests::sim::cluster::Found;
 use floe_tests::sim::plan::{Bug, Plan};
 use floe_tests::sim::run::{FAULTS_MIN, Report, run};
@@ -11,14 +14,18 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::panic;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
 /// Deterministic simulation of Floe clusters.
 #[derive(Parser, Clone, Debug)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true)]
 struct Options {
+    /// What to do instead of simulating.
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Run this seed.
     #[arg(long, conflicts_with_all = ["seeds", "planted"])]
     seed: Option<u64>,
@@ -33,7 +40,7 @@ struct Options {
     jobs: usize,
     /// Write the reports of all runs to this file, one JSON object per line.
     #[arg(long)]
-    json: Option<std::path::PathBuf>,
+    json: Option<PathBuf>,
     /// Client operations per run, instead of what the plan says.
     #[arg(long)]
     ops: Option<u64>,
@@ -53,6 +60,44 @@ struct Options {
     #[arg(long, default_value_t = 500)]
     planted_seeds: u64,
 }
+
+/// What else than simulating this can do.
+#[derive(clap::Subcommand, Clone, Debug)]
+enum Command {
+    /// Judge a recorded history of a register or a map: is it linearizable?
+    #[command(after_help = CHECK_HISTORY_HELP)]
+    CheckHistory {
+        /// One operation per line, EDN as Jepsen prints it or JSON, or a vector of them.
+        file: PathBuf,
+        /// What the store claims to be.
+        #[arg(long, value_enum, default_value_t = Model::Register)]
+        model: Model,
+        /// Give up after so many seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
+}
+
+const CHECK_HISTORY_HELP: &str = r#"Example, a register whose second reader finds an older value than the first:
+
+  $ cat history.edn
+  {:process 0 :type :invoke :f :write :value 3}
+  {:process 1 :type :invoke :f :read :value nil}
+  {:process 1 :type :ok :f :read :value 3}
+  {:process 1 :type :invoke :f :read :value nil}
+  {:process 1 :type :ok :f :read :value nil}
+  $ sim check-history history.edn
+  NOT linearizable: the register: no order of its operations explains line 5
+  ...
+
+The same as JSON:   {"process": 0, "type": "invoke", "f": "write", "value": 3}
+A conditional write: {:process 0 :type :invoke :f :cas :value [3 4]}, which expects 3 and sets 4
+With --model map:   {:process 0 :type :invoke :f :append :key "x" :value "a"}, also :put and :get,
+                    or :value ["x" "a"] without :key
+
+:ok happened, :fail surely did not. :info, or no completion: unknown, it may happen later or never.
+
+Exit status: 0 linearizable, 1 not linearizable, 2 unknown within the time, or bad input."#;
 
 fn parse_range(text: &str) -> Result<(u64, u64), String> {
     let (from, to) = text.split_once("..").ok_or("not of the form A..B")?;
@@ -312,8 +357,53 @@ fn commit() -> Option<String> {
     Some(format!("{}{}", head.trim(), if is_clean { "" } else { " with changes" }))
 }
 
+/// Judges a history from outside; see [`CHECK_HISTORY_HELP`].
+fn check_history(file: &Path, model: Model, seconds: u64) -> ExitCode {
+    const NO_VERDICT: u8 = 2;
+    let bytes = match std::fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            eprintln!("{}: {error}", file.display());
+            return ExitCode::from(NO_VERDICT);
+        }
+    };
+    let text = match std::str::from_utf8(&bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            let line = 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+            eprintln!("{}:{line}: expected UTF-8", file.display());
+            return ExitCode::from(NO_VERDICT);
+        }
+    };
+    let history = match History::read(text, model) {
+        Ok(history) => history,
+        Err(bad) => {
+            eprintln!("{}:{}: {}", file.display(), bad.line, bad.expected);
+            return ExitCode::from(NO_VERDICT);
+        }
+    };
+    println!("{}", history.summary());
+    match history.judge(std::time::Duration::from_secs(seconds)) {
+        Judgement::Linearizable => {
+            println!("linearizable");
+            ExitCode::SUCCESS
+        }
+        Judgement::NotLinearizable(why) => {
+            println!("NOT linearizable: {why}");
+            ExitCode::FAILURE
+        }
+        Judgement::Unknown(why) => {
+            println!("unknown: {why}");
+            ExitCode::from(NO_VERDICT)
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let options = Options::parse();
+    if let Some(Command::CheckHistory { file, model, seconds }) = &options.command {
+        return check_history(file, *model, *seconds);
+    }
     report_panics();
     println!("commit {}", commit().unwrap_or_else(|| "unknown".into()));
     match (options.seed, options.seeds) {

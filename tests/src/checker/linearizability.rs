@@ -7,10 +7,11 @@
 //!
 //! An operation without an answer may take effect at any time after its call, or never. Five
 //! reductions keep such histories tractable; each is exact, none guesses:
-//! - a value that somebody who hasn't taken effect yet must see is not overwritten: it never comes back;
+//! - a value that only one operation writes and that somebody who hasn't taken effect yet must see is not
+//!   overwritten: it never comes back;
 //! - an operation that changes nothing and fits is taken at once, without an alternative;
-//! - a write comes before the first answer that saw its value, and what saw it comes after its call:
-//!   that narrows intervals, and gives an unanswered write whose value was seen a bound, so that it
+//! - a write comes before the first answer that saw its value if no other writes it, and what saw it
+//!   comes after its call: that narrows intervals, and gives an unanswered write whose value was seen a bound, so that it
 //!   becomes an ordinary operation;
 //! - values that nobody ever saw or expected are all alike, and so are unanswered operations that
 //!   differ only in such a value: of these the earliest called is used first;
@@ -18,32 +19,11 @@
 //!
 //! The search is bounded by a budget of steps. Out of budget is [`Verdict::Unknown`], which is *not* a pass.
 
+pub use crate::checker::model::{Action, Value};
+
+use crate::checker::model::{Texts, UNSEEN, step};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-
-/// A value that was written, by a number that no other write of the key uses. Absence is `None`.
-pub type Value = Option<u64>;
-
-/// What an operation asked and, as far as it was answered, what came of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Answered with this value. (Unanswered reads tell nothing and don't belong in a history.)
-    Read(Value),
-    /// Sets the value whatever it was; `None` deletes.
-    Write(Value),
-    /// Sets the value to `new` if it is `expected`.
-    Cas {
-        /// The value that must be there.
-        expected: Value,
-        /// The value that takes its place.
-        new: Value,
-    },
-    /// A conditional write that was answered with "it isn't `expected`".
-    CasFailed {
-        /// The value that wasn't there.
-        expected: Value,
-    },
-}
 
 /// One operation of a history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,14 +81,28 @@ pub fn check_keys<K: fmt::Debug>(keys: &BTreeMap<K, Vec<Operation>>, budget: u64
     verdict
 }
 
-/// Checks the history of one key, which is absent at the start.
+/// Checks the history of one key, which is absent at the start. Its values are mere numbers: no appends.
 pub fn check(operations: &[Operation], budget: u64) -> Verdict {
-    let prepared = prepare(operations);
-    Search::new(&prepared, budget).run()
+    check_texts(operations, Texts::default(), budget, &mut |_| false)
 }
 
-/// The value of every write that nobody saw or expected.
-const UNSEEN: Value = Some(u64::MAX);
+/// Like [`check`], of values that may be appended to. Whenever `budget` steps were made, `goes_on` is asked,
+/// with the number of words that the search remembers, whether to make as many again.
+pub fn check_texts(
+    operations: &[Operation],
+    mut texts: Texts,
+    budget: u64,
+    goes_on: &mut dyn FnMut(usize) -> bool,
+) -> Verdict {
+    let prepared = prepare(operations, &mut texts);
+    let mut search = Search::new(&prepared, texts, budget);
+    loop {
+        match search.run() {
+            Verdict::Unknown if goes_on(search.remembered) => search.budget = budget,
+            verdict => return verdict,
+        }
+    }
+}
 
 /// Operations in order of their calls, unanswered ones apart.
 #[derive(Debug)]
@@ -116,9 +110,40 @@ struct Prepared {
     answered: Vec<Operation>,
     /// Groups of unanswered operations that are all alike, each in order of calls.
     unanswered: Vec<Vec<Operation>>,
+    /// Values that may have been written more than once.
+    repeated: Repeated,
 }
 
-fn prepare(operations: &[Operation]) -> Prepared {
+/// Which values can come back after they were overwritten.
+#[derive(Debug, Default)]
+struct Repeated {
+    /// Any: with appends, one text can be put together in many ways.
+    all: bool,
+    values: BTreeSet<u64>,
+}
+
+impl Repeated {
+    fn of(operations: &[Operation]) -> Self {
+        let mut written = BTreeSet::new();
+        let mut repeated = Self::default();
+        for operation in operations {
+            repeated.all |= matches!(operation.action, Action::Append(_));
+            if let Some((Some(value), _)) = written_at(operation)
+                && !written.insert(value)
+            {
+                repeated.values.insert(value);
+            }
+        }
+        repeated
+    }
+
+    fn contains(&self, value: u64) -> bool {
+        self.all || self.values.contains(&value)
+    }
+}
+
+/// What somebody saw, with the first answer that says so, and what somebody expected.
+fn observations(operations: &[Operation]) -> (BTreeMap<u64, u64>, BTreeSet<u64>) {
     let mut first_seen: BTreeMap<u64, u64> = BTreeMap::new();
     let mut expected = BTreeSet::new();
     for operation in operations {
@@ -133,23 +158,36 @@ fn prepare(operations: &[Operation]) -> Prepared {
                 expected.extend(value);
                 None
             }
-            Action::Write(_) => None,
+            Action::Write(_) | Action::Append(_) => None,
         };
         if let (Some(value), Some(answered)) = (saw, answered) {
             let first = first_seen.entry(value).or_insert(answered);
             *first = answered.min(*first);
         }
     }
-    let canonical = |value: Value| match value {
-        Some(number) if !first_seen.contains_key(&number) && !expected.contains(&number) => UNSEEN,
-        other => other,
+    (first_seen, expected)
+}
+
+fn prepare(operations: &[Operation], texts: &mut Texts) -> Prepared {
+    let (first_seen, expected) = observations(operations);
+    let repeated = Repeated::of(operations);
+    if repeated.all {
+        first_seen.keys().chain(&expected).for_each(|number| texts.observe(Some(*number)));
+    }
+    let is_observed = |number: u64| match repeated.all {
+        true => texts.leads_to_observed(number),
+        false => first_seen.contains_key(&number) || expected.contains(&number),
     };
+    let canonical = |value: Value| if value.is_none_or(is_observed) { value } else { UNSEEN };
     let called_at: BTreeMap<Value, u64> = operations.iter().filter_map(written_at).collect();
-    let mut prepared = Prepared { answered: Vec::new(), unanswered: Vec::new() };
+    let once = |value: Value| value.filter(|number| !repeated.contains(*number));
+    let mut prepared =
+        Prepared { answered: Vec::new(), unanswered: Vec::new(), repeated: Repeated::default() };
     let mut groups: BTreeMap<(u8, Value, Value), Vec<Operation>> = BTreeMap::new();
     for operation in operations {
         let mut operation = *operation;
-        if let Action::Read(seen @ Some(_)) | Action::Cas { expected: seen @ Some(_), .. } = operation.action
+        if let Action::Read(seen) | Action::Cas { expected: seen, .. } = operation.action
+            && let seen @ Some(_) = once(seen)
         {
             let written = called_at.get(&seen).copied().unwrap_or(0);
             if operation.answered.is_none_or(|answered| written <= answered) {
@@ -158,10 +196,10 @@ fn prepare(operations: &[Operation]) -> Prepared {
         }
         let new = match &mut operation.action {
             Action::Write(new) | Action::Cas { new, .. } => Some(new),
-            Action::Read(_) | Action::CasFailed { .. } => None,
+            Action::Read(_) | Action::CasFailed { .. } | Action::Append(_) => None,
         };
         if let Some(new) = new {
-            let bound = new.and_then(|value| first_seen.get(&value));
+            let bound = once(*new).and_then(|value| first_seen.get(&value));
             operation.answered = operation.answered.into_iter().chain(bound.copied()).min();
             *new = canonical(*new);
         }
@@ -171,11 +209,15 @@ fn prepare(operations: &[Operation]) -> Prepared {
             (None, Action::Cas { expected, new }) => {
                 groups.entry((1, new, expected)).or_default().push(operation);
             }
+            (None, Action::Append(piece)) => {
+                groups.entry((2, Some(piece), None)).or_default().push(operation);
+            }
             (None, Action::Read(_) | Action::CasFailed { .. }) => {}
         }
     }
     prepared.answered.sort_by_key(|operation| operation.called);
     prepared.unanswered = groups.into_values().collect();
+    prepared.repeated = repeated;
     prepared.unanswered.iter_mut().for_each(|group| group.sort_by_key(|operation| operation.called));
     prepared
 }
@@ -184,7 +226,7 @@ fn prepare(operations: &[Operation]) -> Prepared {
 fn seen_by(action: Action) -> Option<u64> {
     match action {
         Action::Read(seen) | Action::Cas { expected: seen, .. } => seen,
-        Action::Write(_) | Action::CasFailed { .. } => None,
+        Action::Write(_) | Action::CasFailed { .. } | Action::Append(_) => None,
     }
 }
 
@@ -195,16 +237,6 @@ fn written_at(operation: &Operation) -> Option<(Value, u64)> {
             Some((new, operation.called))
         }
         _ => None,
-    }
-}
-
-/// The value after `action`, and whether it changes anything; `None` if it doesn't fit.
-fn step(value: Value, action: Action) -> Option<(Value, bool)> {
-    match action {
-        Action::Read(read) => (read == value).then_some((value, false)),
-        Action::Write(new) => Some((new, true)),
-        Action::Cas { expected, new } => (expected == value).then_some((new, true)),
-        Action::CasFailed { expected } => (expected != value).then_some((value, false)),
     }
 }
 
@@ -242,6 +274,7 @@ type Configuration = (usize, Vec<u64>, Value);
 
 struct Search<'a> {
     history: &'a Prepared,
+    texts: Texts,
     ends: Vec<End>,
     bits: Vec<u64>,
     full_words: usize,
@@ -249,10 +282,15 @@ struct Search<'a> {
     value: Value,
     taken: Vec<Taken>,
     answered_left: usize,
-    /// For each value, how many operations that haven't taken effect must see it.
+    /// For each value that can't come back, how many operations that haven't taken effect must see it.
     wanted: BTreeMap<u64, usize>,
     seen: BTreeSet<Configuration>,
+    /// Words of 64 bits in `seen`, about.
+    remembered: usize,
+    /// Steps left before the search pauses.
     budget: u64,
+    /// Where it goes on.
+    next: Candidate,
     /// The least number of answered operations that were ever left, and the answer that blocked there.
     best: (usize, usize),
 }
@@ -263,7 +301,7 @@ const HEAD: usize = 0;
 const NONE: usize = usize::MAX;
 
 impl<'a> Search<'a> {
-    fn new(history: &'a Prepared, budget: u64) -> Self {
+    fn new(history: &'a Prepared, texts: Texts, budget: u64) -> Self {
         let count = history.answered.len();
         // At equal times calls come first: the operations then overlap, which forbids less.
         let mut order: Vec<(u64, bool, usize)> = Vec::with_capacity(2 * count);
@@ -286,11 +324,14 @@ impl<'a> Search<'a> {
             ends.push(End { operation, answer: None, before: here - 1, after: NONE });
         }
         let mut wanted = BTreeMap::new();
-        for value in history.answered.iter().filter_map(|operation| seen_by(operation.action)) {
+        let seen = history.answered.iter().filter_map(|operation| seen_by(operation.action));
+        for value in seen.filter(|value| !history.repeated.contains(*value)) {
             *wanted.entry(value).or_default() += 1;
         }
         Self {
             history,
+            texts,
+            next: Candidate::End(ends[HEAD].after),
             ends,
             wanted,
             bits: vec![0; count.div_ceil(64)],
@@ -300,19 +341,20 @@ impl<'a> Search<'a> {
             taken: Vec::new(),
             answered_left: count,
             seen: BTreeSet::new(),
+            remembered: 0,
             budget,
             best: (usize::MAX, NONE),
         }
     }
 
-    fn run(mut self) -> Verdict {
-        let mut next = Candidate::End(self.ends[HEAD].after);
+    /// Goes on until there is a verdict, or [`Verdict::Unknown`] when the budget is spent.
+    fn run(&mut self) -> Verdict {
         while self.answered_left > 0 {
             if self.budget == 0 {
                 return Verdict::Unknown;
             }
             self.budget -= 1;
-            next = match next {
+            self.next = match self.next {
                 Candidate::End(end) => self.try_end(end),
                 Candidate::Group(group) if group < self.used.len() => self.try_group(group),
                 Candidate::Group(_) => match self.give_back() {
@@ -325,12 +367,12 @@ impl<'a> Search<'a> {
     }
 
     /// The first operation that may come next, fits and changes nothing; else the first of all.
-    fn next(&self) -> Candidate {
+    fn next(&mut self) -> Candidate {
         let first = self.ends[HEAD].after;
         let mut end = first;
         while end != NONE && self.ends[end].answer.is_some() {
             let action = self.history.answered[self.ends[end].operation].action;
-            if step(self.value, action).is_some_and(|(_, changes)| !changes) {
+            if step(self.value, action, &mut self.texts).is_some_and(|(_, changes)| !changes) {
                 return Candidate::End(end);
             }
             end = self.ends[end].after;
@@ -347,15 +389,16 @@ impl<'a> Search<'a> {
             }
             return Candidate::Group(0);
         };
-        let Some((value, changes)) = step(self.value, self.history.answered[operation].action) else {
+        let action = self.history.answered[operation].action;
+        let Some((value, changes)) = step(self.value, action, &mut self.texts) else {
             return Candidate::End(after);
         };
-        let sees = usize::from(changes && seen_by(self.history.answered[operation].action).is_some());
+        let sees = usize::from(changes && seen_by(action).is_some());
         if changes && self.is_wanted(sees) {
             return Candidate::End(after);
         }
         self.flip(operation);
-        if changes && !self.seen.insert(self.configuration(value)) {
+        if changes && !self.is_new(value) {
             self.flip(operation);
             return Candidate::End(after);
         }
@@ -374,13 +417,14 @@ impl<'a> Search<'a> {
         let Some(operation) = operations.get(self.used[group]) else {
             return Candidate::Group(group + 1);
         };
-        let stepped = step(self.value, operation.action).filter(|(value, _)| *value != self.value);
+        let stepped = step(self.value, operation.action, &mut self.texts);
+        let stepped = stepped.filter(|(value, _)| *value != self.value);
         let may_come = operation.called <= self.first_answer() && !self.is_wanted(0);
         let Some((value, _)) = stepped.filter(|_| may_come) else {
             return Candidate::Group(group + 1);
         };
         self.used[group] += 1;
-        if !self.seen.insert(self.configuration(value)) {
+        if !self.is_new(value) {
             self.used[group] -= 1;
             return Candidate::Group(group + 1);
         }
@@ -462,6 +506,14 @@ impl<'a> Search<'a> {
         }
     }
 
+    /// Whether nothing was tried yet from what took effect and this value; remembers it.
+    fn is_new(&mut self, value: Value) -> bool {
+        let configuration = self.configuration(value);
+        // The tuple itself and its share of the tree are some eight words.
+        self.remembered += configuration.1.len() + 8;
+        self.seen.insert(configuration)
+    }
+
     fn configuration(&self, value: Value) -> Configuration {
         let above = &self.bits[self.full_words..];
         let length = above.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
@@ -500,7 +552,7 @@ impl<'a> Search<'a> {
 mod tests {
     use super::*;
     use crate::random::Random;
-    use Action::{Cas, CasFailed, Read, Write};
+    use Action::{Append, Cas, CasFailed, Read, Write};
 
     fn op(client: u32, called: u64, answered: u64, action: Action) -> Operation {
         let answered = (answered > 0).then_some(answered);
@@ -670,12 +722,13 @@ mod tests {
     }
 
     /// Tries every order: slow and obviously right.
-    fn brute_force(left: &[Operation], value: Value) -> bool {
+    fn brute_force(left: &[Operation], value: Value, texts: &mut Texts) -> bool {
         let Some(first_answer) = left.iter().filter_map(|o| o.answered).min() else { return true };
         left.iter().enumerate().any(|(i, operation)| {
             let rest = [&left[..i], &left[i + 1..]].concat();
             operation.called <= first_answer
-                && step(value, operation.action).is_some_and(|(value, _)| brute_force(&rest, value))
+                && step(value, operation.action, texts)
+                    .is_some_and(|(value, _)| brute_force(&rest, value, texts))
         })
     }
 
@@ -699,11 +752,57 @@ mod tests {
                 let answered = if unknown { 0 } else { called + random.between(1, 8) };
                 history.push(op(number as u32, called, answered, action));
             }
-            let expected = brute_force(&history, None);
+            let expected = brute_force(&history, None, &mut Texts::default());
             assert_eq!(verdict_of(&history), expected, "seed {seed}: {history:#?}");
             *(if expected { &mut yes } else { &mut no }) += 1;
         }
         assert!(yes > 500 && no > 500, "one-sided: {yes} {no}");
+    }
+
+    /// Values repeat and are appended to: none of the reductions for values that are written once holds.
+    #[test]
+    fn small_histories_of_repeated_values_agree_with_brute_force() {
+        let (mut yes, mut no) = (0, 0);
+        for seed in 0..4000 {
+            let mut random = Random::new(seed);
+            let mut texts = Texts::default();
+            let numbers = ["a", "b", "aa", "ab", "ba", "aba"].map(|text| texts.number(text));
+            let appends = random.percent(50);
+            let mut history = Vec::new();
+            for number in 0..random.between(2, 6) {
+                let called = random.below(12);
+                let unknown = random.percent(30);
+                let some = |random: &mut Random| random.percent(80).then(|| *random.pick(&numbers[..4]));
+                let action = match random.below(if unknown { 3 } else { 6 }) {
+                    0 if appends => Append(*random.pick(&numbers[..2])),
+                    0 | 2 => Write(some(&mut random)),
+                    1 => Cas { expected: some(&mut random), new: some(&mut random) },
+                    3 => CasFailed { expected: some(&mut random) },
+                    _ => Read(some(&mut random)),
+                };
+                let answered = if unknown { 0 } else { called + random.between(1, 8) };
+                history.push(op(number as u32, called, answered, action));
+            }
+            let mut observing = texts.clone();
+            numbers.iter().for_each(|number| observing.observe(Some(*number)));
+            let expected = brute_force(&history, None, &mut observing);
+            let verdict = check_texts(&history, texts, BUDGET, &mut |_| false);
+            assert_ne!(verdict, Verdict::Unknown, "seed {seed}");
+            assert_eq!(verdict == Verdict::Linearizable, expected, "seed {seed}: {history:#?}");
+            *(if expected { &mut yes } else { &mut no }) += 1;
+        }
+        assert!(yes > 500 && no > 500, "one-sided: {yes} {no}");
+    }
+
+    #[test]
+    fn a_value_that_is_written_twice_may_come_back() {
+        let write = |at, value| op(1, at, at + 1, Write(Some(value)));
+        let read = |called, answered, value| op(called as u32, called, answered, Read(Some(value)));
+        let history = [write(1, 1), write(3, 2), write(5, 1), read(2, 20, 1), read(7, 8, 1)];
+        assert!(verdict_of(&history));
+        let late = op(3, 9, 10, Write(Some(2)));
+        assert!(!verdict_of(&[&history[..], &[late, read(11, 12, 1)]].concat()));
+        assert!(verdict_of(&[&history[..], &[late, op(4, 9, 0, Write(Some(1))), read(11, 12, 1)]].concat()));
     }
 
     #[test]
