@@ -7,6 +7,9 @@ pub mod history;
 pub mod linearizability;
 pub mod model;
 pub mod raft_safety;
+pub mod random_history;
+mod reductions;
+mod search;
 
 use std::fmt;
 

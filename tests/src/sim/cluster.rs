@@ -82,6 +82,8 @@ pub struct Cluster {
     pub(crate) faults_on: bool,
     /// Faults so far, of all kinds.
     pub faults_total: u64,
+    /// Faults drawn so far, whether the plan let them strike or not.
+    pub faults_drawn: u64,
     violation: Option<Violation>,
     /// Whether the last call of each of the harness's own clients was carried out.
     pub(crate) probes: BTreeMap<ClientId, bool>,
@@ -144,6 +146,7 @@ impl Cluster {
             traffic: Traffic::None,
             faults_on: false,
             faults_total: 0,
+            faults_drawn: 0,
             violation: None,
             probes: BTreeMap::new(),
             steps: 0,

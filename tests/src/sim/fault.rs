@@ -82,8 +82,17 @@ impl Cluster {
             }
             drawn -= weight;
         }
-        self.strike(kind);
+        if self.lets_strike() {
+            self.strike(kind);
+        }
         self.schedule_fault();
+    }
+
+    /// Counts a fault that was drawn; whether the plan lets it strike.
+    fn lets_strike(&mut self) -> bool {
+        let number = self.faults_drawn;
+        self.faults_drawn += 1;
+        self.plan.faults_only.as_ref().is_none_or(|only| only.contains(&number))
     }
 
     /// Makes a fault of this kind happen now, its victim and duration drawn.
@@ -170,7 +179,7 @@ impl Cluster {
         }
         match self.random.below(4) {
             // At once: not even its first entry leaves.
-            0 => {
+            0 if self.lets_strike() => {
                 self.count_fault(FaultKind::NewLeader, node);
                 let (hears, lasts) =
                     (self.random.percent(50), self.random.skewed(2 * self.plan.fault_for_ns));
@@ -185,7 +194,7 @@ impl Cluster {
     }
 
     pub(crate) fn strike_new_leader(&mut self, node: usize) {
-        if !self.faults_on {
+        if !self.faults_on || !self.lets_strike() {
             return;
         }
         let lasts = self.random.skewed(2 * self.plan.fault_for_ns) + MS;

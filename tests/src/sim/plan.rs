@@ -10,6 +10,7 @@ use crate::sim::network::NetworkProfile;
 use floe::WalSettings;
 use floe_raft::Nanos;
 use floe_shard::ShardConfig;
+use std::collections::BTreeSet;
 
 /// A bug that is planted to see that it is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,6 +130,8 @@ pub struct Plan {
     pub load: Load,
     /// Kinds of faults and how often each is drawn, relative to the others.
     pub faults: Vec<(FaultKind, u64)>,
+    /// Which of the faults that are drawn strike, by number from 0; `None` = all.
+    pub faults_only: Option<BTreeSet<u64>>,
     /// Usual time between two faults.
     pub fault_every_ns: Nanos,
     /// Usual duration of a fault.
@@ -215,6 +218,7 @@ impl Plan {
             replication: 3,
             load: Load { clients: 20, keys: 16, operations: 1_000, think_ns: MS, value_bytes_max: 200 },
             faults: Vec::new(),
+            faults_only: None,
             fault_every_ns: 200 * MS,
             fault_for_ns: 200 * MS,
             network: NetworkProfile::default(),

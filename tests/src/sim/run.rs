@@ -48,6 +48,8 @@ pub struct Report {
     pub operations: Counts,
     /// Faults by kind and by what they struck.
     pub faults: BTreeMap<String, u64>,
+    /// Faults drawn, whether the plan let them strike or not.
+    pub faults_drawn: u64,
     /// From the end of the last restart to the last shard's fresh write.
     pub recovery_ns: Nanos,
     /// Which promise was broken, and how.
@@ -78,6 +80,7 @@ fn report(cluster: &Cluster, recovery_ns: Nanos, violation: Option<Violation>) -
             .iter()
             .map(|((kind, victim), count)| (format!("{kind:?}/{victim:?}"), *count))
             .collect(),
+        faults_drawn: cluster.faults_drawn,
         recovery_ns,
         failure: violation.map(|violation| (violation.property.to_string(), violation.detail)),
     }
@@ -87,7 +90,8 @@ fn drive(cluster: &mut Cluster, recovery_ns: &mut Nanos) -> Result<(), Violation
     cluster.start_clients();
     cluster.start_faults();
     let operations = cluster.plan.load.operations;
-    let faults = if cluster.plan.faults.is_empty() { 0 } else { FAULTS_MIN };
+    let has_faults = !cluster.plan.faults.is_empty() && cluster.plan.faults_only.is_none();
+    let faults = if has_faults { FAULTS_MIN } else { 0 };
     cluster.run_until(LOAD_NS_MAX, |cluster| {
         cluster.clients.counts.begun >= operations && cluster.faults_total >= faults
     })?;

@@ -6,5 +6,6 @@
 mod check_history;
 mod engine;
 mod scenarios;
+mod sim_command;
 mod swarm;
 mod tidy;
