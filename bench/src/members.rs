@@ -45,6 +45,7 @@ impl Places {
         config.node = node_id(place);
         config.cluster = CLUSTER_ID;
         config.members = self.members.clone();
+        config.driver = options.driver.of_engine();
         config.cores = options.cores;
         config.shards = options.shards;
         config.replication = usize::from(options.replicas());

@@ -90,6 +90,9 @@ pub struct ClusterOptions {
     /// Different keys
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub keys: u32,
+    /// What does the nodes' input and output
+    #[arg(long, value_enum, default_value_t = Driver::DEFAULT)]
+    pub driver: Driver,
     /// State machine of the shards
     #[arg(long, value_enum, default_value_t = Store::Memory)]
     pub store: Store,
@@ -202,6 +205,29 @@ pub enum Route {
     Any,
 }
 
+/// What does the nodes' input and output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// A bare io_uring per core.
+    Ring,
+    /// A glommio executor per core.
+    Glommio,
+}
+
+impl Driver {
+    /// The engine's own default.
+    const DEFAULT: Self = Self::Glommio;
+
+    /// The engine's name for it.
+    pub fn of_engine(self) -> floe::Driver {
+        match self {
+            Self::Ring => floe::Driver::Ring,
+            Self::Glommio => floe::Driver::Glommio,
+        }
+    }
+}
+
 /// State machine of the shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -231,6 +257,7 @@ mod tests {
         let Benchmark::Cluster(options) = Cli::parse_from(["floe-bench"]).benchmark() else { panic!() };
         assert_eq!((options.nodes, options.cores, options.shards), (3, 1, 48));
         assert_eq!((options.payload, options.concurrency), (128, 1024));
+        assert_eq!(options.driver.of_engine(), floe::Driver::default());
         assert_eq!(options.phases, [Workload::Put, Workload::Get, Workload::Mixed]);
     }
 

@@ -4,7 +4,7 @@ use crate::error::BenchError;
 use crate::floor::Floor;
 use crate::machine::Machine;
 use crate::members::WalCounters;
-use crate::options::{ClusterOptions, Mode, Route, Store, Workload};
+use crate::options::{ClusterOptions, Driver, Mode, Route, Store, Workload};
 use crate::phase::Outcome;
 use crate::tally::{ErrorKind, Tally};
 use crate::workload::KEY_LEN;
@@ -79,6 +79,8 @@ pub struct PhaseReport {
     pub workload: Workload,
     /// What an acknowledgement means: `synced` = on the disks of a majority, synced.
     pub durability: &'static str,
+    /// What did the nodes' input and output.
+    pub driver: Driver,
     /// State machine.
     pub store: Store,
     /// Nodes, all in this process.
@@ -156,6 +158,7 @@ impl PhaseReport {
         Self {
             workload,
             durability: "synced",
+            driver: options.driver,
             store: options.store,
             nodes: options.nodes,
             replicas: options.replicas(),

@@ -15,7 +15,17 @@ fn run(arguments: &[&str]) -> (bool, String) {
 
 #[test]
 fn a_short_run_loses_nothing_and_reports_every_phase() {
-    let json = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("smoke.json");
+    for driver in ["ring", "glommio"] {
+        short_run(driver);
+    }
+}
+
+#[allow(
+    clippy::unwrap_used,
+    reason = "a helper of a test, which clippy.toml excepts only in tests themselves"
+)]
+fn short_run(driver: &str) {
+    let json = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("smoke-{driver}.json"));
     let path = json.to_str().unwrap();
     let (ok, text) = run(&[
         "cluster",
@@ -29,6 +39,8 @@ fn a_short_run_loses_nothing_and_reports_every_phase() {
         "2000",
         "--shards",
         "6",
+        "--driver",
+        driver,
         "--json",
         path,
     ]);
@@ -37,6 +49,7 @@ fn a_short_run_loses_nothing_and_reports_every_phase() {
     let phases = report["phases"].as_array().unwrap();
     assert_eq!(phases.len(), 3, "{report}");
     for phase in phases {
+        assert_eq!(phase["driver"], driver);
         assert!(phase["ops"].as_u64().unwrap() > 0, "{phase}");
         assert!(phase["verified"].as_u64().unwrap() > 0, "{phase}");
         assert_eq!((phase["lost"].as_u64(), phase["wrong"].as_u64()), (Some(0), Some(0)), "{phase}");

@@ -1,5 +1,6 @@
 //! What can be set of a node, with its defaults and bounds.
 
+use crate::driver::Driver;
 use floe_raft::ConfigError;
 use floe_shard::{NodeId, ShardConfig};
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// All nodes of the cluster, this one included; empty for a single node without a port.
     pub members: Vec<Member>,
+    /// What does a core's input and output. Default [`Driver::Glommio`].
+    pub driver: Driver,
     /// Threads that own shards. May change between starts. Default 1.
     pub cores: u16,
     /// Shards into which the key space is split evenly when the cluster first starts; the same on all
@@ -107,6 +110,7 @@ impl Config {
             node: NodeId(1),
             dir: dir.into(),
             members: Vec::new(),
+            driver: Driver::default(),
             cores: 1,
             shards: 1,
             replication: 3,

@@ -52,14 +52,16 @@ impl Engine {
     /// As [`Engine::open`].
     pub fn open_with(config: Config, machines: MachineFactory) -> Result<Self, OpenError> {
         config.validate()?;
-        probe::check()?;
+        probe::check(config.driver.needs())?;
         let lock = lock_dir(&config.dir)?;
         let listener = listen(&config)?;
         let parts = Parts::new(&config, machines);
         let (events, arrived) = channel();
         let cores = 0..config.cores;
         let threads = cores
-            .map(|core| spawn(parts.core(&config, core, events.clone())).map_err(OpenError::Spawn))
+            .map(|core| {
+                spawn(config.driver, parts.core(&config, core, events.clone())).map_err(OpenError::Spawn)
+            })
             .collect::<Result<_, _>>()?;
         drop(events);
         let Parts { mailboxes, metrics, descriptors, identity, .. } = parts;

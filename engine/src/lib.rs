@@ -62,6 +62,7 @@ pub mod worker;
 
 pub use client::{Call, Client, ScanOptions};
 pub use config::{Config, Member, WalSettings};
+pub use driver::Driver;
 pub use engine::Engine;
 pub use error::{OpenError, ReadError, TransferError, WriteError, WriteOutcome};
 pub use metrics::Metrics;

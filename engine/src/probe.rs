@@ -40,27 +40,42 @@ pub enum ProbeError {
     Other(String),
 }
 
+/// An operation that a driver needs: its number and what it is for.
+pub type Need = (u8, &'static str);
+
+/// What the glommio driver needs.
+pub const FOR_GLOMMIO: &[Need] = &[
+    (opcode::Read::CODE, "reads"),
+    (opcode::WriteFixed::CODE, "writes from registered buffers"),
+    (opcode::OpenAt::CODE, "opening files"),
+    (opcode::PollAdd::CODE, "polling sockets"),
+    (opcode::Timeout::CODE, "timeouts"),
+    (opcode::AsyncCancel::CODE, "cancellation"),
+];
+
+/// What the ring driver needs.
+pub const FOR_RING: &[Need] = &[
+    (opcode::Read::CODE, "reads"),
+    (opcode::Write::CODE, "writes"),
+    (opcode::Recv::CODE, "receiving from sockets"),
+    (opcode::SendMsg::CODE, "sending to sockets"),
+];
+
 /// Sets a small ring up and looks for the operations that are needed.
 ///
 /// # Errors
 /// Says what forbids it, and what to change.
-pub fn check() -> Result<(), ProbeError> {
+pub fn check(needs: &[Need]) -> Result<(), ProbeError> {
     let ring = IoUring::new(4).map_err(|error| explain(&error, disabled()))?;
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(|error| explain(&error, disabled()))?;
-    for (code, name) in [
-        (opcode::Read::CODE, "reads"),
-        (opcode::WriteFixed::CODE, "writes from registered buffers"),
-        (opcode::OpenAt::CODE, "opening files"),
-        (opcode::PollAdd::CODE, "polling sockets"),
-        (opcode::Timeout::CODE, "timeouts"),
-        (opcode::AsyncCancel::CODE, "cancellation"),
-    ] {
-        if !probe.is_supported(code) {
-            return Err(ProbeError::Lacks(name));
-        }
+    if !ring.params().is_feature_ext_arg() {
+        return Err(ProbeError::Lacks("waiting with a time limit"));
     }
-    Ok(())
+    match needs.iter().find(|(code, _)| !probe.is_supported(*code)) {
+        Some((_, name)) => Err(ProbeError::Lacks(name)),
+        None => Ok(()),
+    }
 }
 
 /// The sysctl's value; `None` if the kernel has none.
@@ -81,6 +96,12 @@ fn explain(error: &io::Error, disabled: Option<u8>) -> ProbeError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_missing_operation_is_refused_by_name() {
+        check(FOR_RING).unwrap();
+        assert_eq!(check(&[FOR_RING[0], (u8::MAX, "levitation")]), Err(ProbeError::Lacks("levitation")));
+    }
 
     #[test]
     fn every_reason_names_its_knob() {

@@ -1,4 +1,4 @@
-//! The glommio driver with scripted workers instead of the real one: its sources are compiled into this test,
+//! The drivers with scripted workers instead of the real one: its sources are compiled into this test,
 //! below a `worker` module of the test's own.
 
 #![allow(dead_code, unused_imports, clippy::unwrap_used)]
@@ -49,7 +49,7 @@ mod calls;
 use bytes::Bytes;
 use calls::{Calls, disk_steps, done, write_call};
 use disk::{BLOCK, DiskCall, DiskDone, DiskErrorKind, OpId, OpOwner};
-use driver::{CoreSetup, spawn};
+use driver::{CoreSetup, Driver, spawn};
 use floe_raft::Nanos;
 use floe_shard::peer::{PeerBatch, PeerMessage};
 use floe_shard::request::{Answer, BusyReason, Refusal, Request, RequestId, UnknownReason};
@@ -69,6 +69,30 @@ use worker::{Script, Worker};
 /// Generous: only a hang takes so long.
 const GUARD: Duration = Duration::from_secs(30);
 
+/// One test per driver and rule.
+macro_rules! on_both_drivers {
+    ($($rule:ident)*) => {
+        mod ring {
+            $(#[test] fn $rule() { super::$rule(super::Driver::Ring); })*
+        }
+        mod glommio {
+            $(#[test] fn $rule() { super::$rule(super::Driver::Glommio); })*
+        }
+    };
+}
+
+on_both_drivers! {
+    what_is_written_is_read_back_through_create_write_and_rename
+    a_file_system_in_memory_works_too
+    disk_and_network_make_progress_beside_a_worker_that_is_never_idle
+    no_wake_up_from_a_foreign_thread_is_lost
+    everybody_is_answered_when_the_bound_is_reached_and_when_the_core_stops
+    a_bad_frame_closes_its_connection_and_nothing_else
+    frames_of_all_sizes_arrive_whole_and_in_order
+    a_panic_on_a_core_ends_the_process_with_a_report
+    a_stopped_core_keeps_no_descriptors_open
+}
+
 struct Node {
     mailbox: Arc<Mailbox>,
     events: Receiver<(u16, Event)>,
@@ -77,15 +101,16 @@ struct Node {
 }
 
 struct Options {
+    driver: Driver,
     node: u64,
     requests_max: usize,
     peers: Vec<(NodeId, String)>,
     listener: Option<TcpListener>,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { node: 1, requests_max: 1000, peers: Vec::new(), listener: None }
+impl Options {
+    fn of(driver: Driver) -> Self {
+        Self { driver, node: 1, requests_max: 1000, peers: Vec::new(), listener: None }
     }
 }
 
@@ -118,7 +143,7 @@ fn start(dir: &Path, options: Options, script: impl Script + Send + 'static) -> 
         send_queue_bytes_max: 16 << 20,
         requests_max: options.requests_max,
     };
-    let thread = Some(spawn(setup).unwrap());
+    let thread = Some(spawn(options.driver, setup).unwrap());
     mailbox.control(Control::Connect);
     let acceptor = options.listener.map(|listener| {
         Acceptor::start(listener, identity(options.node), known, vec![mailbox.clone()]).unwrap()
@@ -168,18 +193,16 @@ fn spin(time: Duration) {
     }
 }
 
-#[test]
-fn what_is_written_is_read_back_through_create_write_and_rename() {
+fn what_is_written_is_read_back_through_create_write_and_rename(driver: Driver) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let script = Calls { steps: disk_steps(), at: 0, missing: 0 };
-    start(&dir.path().join("made/by/the/driver"), Options::default(), script).await_stopped();
+    start(&dir.path().join("made/by/the/driver"), Options::of(driver), script).await_stopped();
 }
 
-#[test]
-fn a_file_system_in_memory_works_too() {
+fn a_file_system_in_memory_works_too(driver: Driver) {
     let Ok(dir) = tempfile::tempdir_in("/dev/shm") else { return };
     let script = Calls { steps: disk_steps(), at: 0, missing: 0 };
-    start(dir.path(), Options::default(), script).await_stopped();
+    start(dir.path(), Options::of(driver), script).await_stopped();
 }
 
 fn frame(id: u64) -> seam::OutFrame {
@@ -240,8 +263,7 @@ impl Script for NeverIdle {
     }
 }
 
-#[test]
-fn disk_and_network_make_progress_beside_a_worker_that_is_never_idle() {
+fn disk_and_network_make_progress_beside_a_worker_that_is_never_idle(driver: Driver) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -254,10 +276,10 @@ fn disk_and_network_make_progress_beside_a_worker_that_is_never_idle() {
         goal: 300,
         finished: false,
     };
-    let options = Options { peers: vec![(NodeId(2), address)], ..Options::default() };
+    let options = Options { peers: vec![(NodeId(2), address)], ..Options::of(driver) };
     let one = start(&dir.path().join("1"), options, script(1));
     let peers = vec![(NodeId(1), String::new())];
-    let options = Options { node: 2, peers, listener: Some(listener), ..Options::default() };
+    let options = Options { node: 2, peers, listener: Some(listener), ..Options::of(driver) };
     let two = start(&dir.path().join("2"), options, script(2));
     for node in [&one, &two] {
         let event = node.events.recv_timeout(GUARD).expect("disk or network stand still");
@@ -296,10 +318,9 @@ impl Script for Server {
     }
 }
 
-#[test]
-fn no_wake_up_from_a_foreign_thread_is_lost() {
+fn no_wake_up_from_a_foreign_thread_is_lost(driver: Driver) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let mut node = start(dir.path(), Options::default(), Server { down: false });
+    let mut node = start(dir.path(), Options::of(driver), Server { down: false });
     let (finished, finish) = channel();
     for thread in 0..6u64 {
         let mailbox = node.mailbox.clone();
@@ -325,10 +346,9 @@ fn no_wake_up_from_a_foreign_thread_is_lost() {
     node.await_stopped();
 }
 
-#[test]
-fn everybody_is_answered_when_the_bound_is_reached_and_when_the_core_stops() {
+fn everybody_is_answered_when_the_bound_is_reached_and_when_the_core_stops(driver: Driver) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let options = Options { requests_max: 3, ..Options::default() };
+    let options = Options { requests_max: 3, ..Options::of(driver) };
     let mut node = start(dir.path(), options, Server { down: false });
     let kept: Vec<_> = (0..3).map(|_| node.post(write_request(b"keep"))).collect();
     let busy = node.post(write_request(b"keep")).wait();
@@ -362,13 +382,12 @@ fn await_closed(mut socket: TcpStream) {
     }
 }
 
-#[test]
-fn a_bad_frame_closes_its_connection_and_nothing_else() {
+fn a_bad_frame_closes_its_connection_and_nothing_else(driver: Driver) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let peers = vec![(NodeId(1), String::new())];
-    let options = Options { node: 2, peers, listener: Some(listener), ..Options::default() };
+    let options = Options { node: 2, peers, listener: Some(listener), ..Options::of(driver) };
     let mut node = start(dir.path(), options, Server { down: false });
     let good = frame(1).parts.concat();
     for at in [0, 5, 7, 8, 12, 20, 30, good.len() - 1] {
@@ -439,8 +458,7 @@ impl Script for Flood {
     }
 }
 
-#[test]
-fn frames_of_all_sizes_arrive_whole_and_in_order() {
+fn frames_of_all_sizes_arrive_whole_and_in_order(driver: Driver) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -451,10 +469,10 @@ fn frames_of_all_sizes_arrive_whole_and_in_order() {
         goal: 2000,
         told: false,
     };
-    let options = Options { peers: vec![(NodeId(2), address)], ..Options::default() };
+    let options = Options { peers: vec![(NodeId(2), address)], ..Options::of(driver) };
     let one = start(&dir.path().join("1"), options, script(1));
     let peers = vec![(NodeId(1), String::new())];
-    let options = Options { node: 2, peers, listener: Some(listener), ..Options::default() };
+    let options = Options { node: 2, peers, listener: Some(listener), ..Options::of(driver) };
     let two = start(&dir.path().join("2"), options, script(2));
     for node in [&one, &two] {
         let event = node.events.recv_timeout(GUARD).expect("frames are missing");
@@ -479,25 +497,24 @@ impl Script for Panicking {
 
 const CHILD: &str = "FLOE_TEST_PANICKING_CHILD";
 
-#[test]
-fn a_panic_on_a_core_ends_the_process_with_a_report() {
+fn a_panic_on_a_core_ends_the_process_with_a_report(driver: Driver) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     if std::env::var_os(CHILD).is_some() {
-        let node = start(dir.path(), Options::default(), Panicking);
+        let node = start(dir.path(), Options::of(driver), Panicking);
         node.post(write_request(b"x")).wait();
         std::thread::sleep(GUARD);
         return;
     }
     let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "a_panic_on_a_core_ends_the_process_with_a_report", "--nocapture"]);
+    let name = format!("{driver:?}::a_panic_on_a_core_ends_the_process_with_a_report").to_lowercase();
+    child.args(["--exact", &name, "--nocapture"]);
     let output = child.env(CHILD, "1").output().unwrap();
     let report = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success());
     assert!(report.contains("an invariant is broken") && report.contains("core n1/c0 panicked"), "{report}");
 }
 
-#[test]
-fn a_stopped_core_keeps_no_descriptors_open() {
+fn a_stopped_core_keeps_no_descriptors_open(driver: Driver) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mine = || {
         let open = std::fs::read_dir("/proc/self/fd").unwrap();
@@ -509,7 +526,7 @@ fn a_stopped_core_keeps_no_descriptors_open() {
     for _ in 0..5 {
         let create = DiskCall::Create { path: "log".into(), len: 8 * BLOCK as u64 };
         let steps = vec![done(vec![create]), done(vec![write_call("log", 0, 1)])];
-        start(dir.path(), Options::default(), Calls { steps, at: 0, missing: 0 }).await_stopped();
+        start(dir.path(), Options::of(driver), Calls { steps, at: 0, missing: 0 }).await_stopped();
         assert_eq!(mine(), 0);
     }
 }

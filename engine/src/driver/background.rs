@@ -38,9 +38,6 @@ pub(super) struct Done {
     pub(super) result: DiskResult,
 }
 
-/// A core is woken from outside when nothing else has happened for so long.
-const NUDGE_AFTER: Duration = Duration::from_millis(20);
-
 /// The threads of one core.
 pub(super) struct Background {
     jobs: Option<Sender<(OpId, DiskCall)>>,
@@ -49,8 +46,14 @@ pub(super) struct Background {
 }
 
 impl Background {
-    /// Starts the threads. Results wake the core through its mailbox.
-    pub(super) fn start(name: &str, root: &Path, mailbox: &Arc<Mailbox>) -> io::Result<Self> {
+    /// Starts the threads. Results wake the core through its mailbox. With `nudge` it is also woken when
+    /// nothing has been handed in for so long, for a runtime that may sleep with work to do.
+    pub(super) fn start(
+        name: &str,
+        root: &Path,
+        mailbox: &Arc<Mailbox>,
+        nudge: Option<Duration>,
+    ) -> io::Result<Self> {
         let (jobs, queue) = channel();
         let queue = Arc::new(Mutex::new(queue));
         let done = Arc::new(SegQueue::new());
@@ -60,7 +63,7 @@ impl Background {
             let (queue, done) = (Arc::clone(&queue), Arc::clone(&done));
             let mailbox = Arc::clone(mailbox);
             let thread = std::thread::Builder::new().name(format!("{name}-io{number}"));
-            threads.push(thread.spawn(move || serve(&disk, &queue, &done, &mailbox))?);
+            threads.push(thread.spawn(move || serve(&disk, &queue, &done, &mailbox, nudge))?);
         }
         Ok(Self { jobs: Some(jobs), done, threads })
     }
@@ -105,15 +108,23 @@ impl Drop for AbortOnPanic {
     }
 }
 
-/// Carries out one call after another. While there is none it also watches over the core's executor, which
-/// was seen asleep for good, its own ticker included, until something from outside woke it.
-fn serve(disk: &Disk, queue: &Mutex<Receiver<(OpId, DiskCall)>>, done: &SegQueue<Done>, mailbox: &Mailbox) {
+/// Carries out one call after another.
+fn serve(
+    disk: &Disk,
+    queue: &Mutex<Receiver<(OpId, DiskCall)>>,
+    done: &SegQueue<Done>,
+    mailbox: &Mailbox,
+    nudge: Option<Duration>,
+) {
     let _guard = AbortOnPanic;
     if let Err(error) = sys::lower_priority() {
         tracing::debug!(%error, "threads for file calls keep their priority");
     }
     loop {
-        let next = queue.lock().recv_timeout(NUDGE_AFTER);
+        let next = match nudge {
+            Some(nudge) => queue.lock().recv_timeout(nudge),
+            None => queue.lock().recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
         let (op, call) = match next {
             Ok(call) => call,
             Err(RecvTimeoutError::Timeout) => {

@@ -11,9 +11,6 @@
 //!   every turn: until something happens, or for 1 us if something already waits.
 //! - The first file opened with O_DIRECT must have data: glommio probes at offset 0 and caches
 //!   the answer per device.
-//!
-//! Invariant: when the thread has ended, however it did, every caller has been answered and nothing
-//! touches the disk for this core any more. A panic on it aborts the process.
 
 mod files;
 mod inbox;
@@ -21,22 +18,13 @@ mod net;
 mod pump;
 
 use super::background::Background;
-use super::sys;
+use super::{CloseMailbox, CoreSetup, launch, sys};
 use crate::mailbox::Mailbox;
-use crate::metrics::CoreMetrics;
-use crate::probe;
-use crate::seam::{Effects, Event, Failure};
-use crate::transport::HelloIdentity;
-use crate::worker::Worker;
+use crate::seam::{Event, Failure};
 use ::glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
-use floe_raft::Nanos;
-use floe_shard::{CoreAddr, NodeId};
 use std::future::poll_fn;
 use std::io;
-use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
-use std::sync::mpsc::{Sender, sync_channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -50,71 +38,16 @@ const IO_MEMORY_MAX: u64 = 4 << 20;
 /// Rings per executor; each registers the I/O memory.
 const RINGS: u64 = 3;
 
-/// Makes a core's worker, on the core's thread.
-pub type WorkerFactory = Box<dyn FnOnce(&mut Effects, Nanos) -> Worker + Send>;
+/// A core that nothing else has woken for so long is woken from outside: an executor was seen asleep for good, its
+/// own ticker included, with work to do.
+const NUDGE_AFTER: Duration = Duration::from_millis(20);
 
-/// Everything that one core needs.
-pub struct CoreSetup {
-    /// Makes its worker.
-    pub worker: WorkerFactory,
-    /// Its place.
-    pub me: CoreAddr,
-    /// How many cores this node has.
-    pub cores: u16,
-    /// The node's data directory; made if it doesn't exist.
-    pub data_dir: PathBuf,
-    /// The way in.
-    pub mailbox: Arc<Mailbox>,
-    /// The mailboxes of all cores of the node, in order.
-    pub siblings: Vec<Arc<Mailbox>>,
-    /// The other nodes and their addresses. Those with higher ids are connected to from here.
-    pub peers: Vec<(NodeId, String)>,
-    /// Who this node is, for hellos; set before [`crate::mailbox::Control::Connect`] is posted.
-    pub identity: Arc<OnceLock<HelloIdentity>>,
-    /// Where events go, with the core's number.
-    pub events: Sender<(u16, Event)>,
-    /// Where frames that were dropped are counted.
-    pub metrics: Arc<CoreMetrics>,
-    /// The CPU to run on.
-    pub pin: Option<usize>,
-    /// For how long to poll before going to sleep: 100 us brings a wake-up from 25-55 us to 5 us, for a busy
-    /// CPU. `None` by default.
-    pub spin_before_park: Option<Duration>,
-    /// Bytes of registered I/O memory; `None` = by the limit of locked memory.
-    pub io_memory: Option<usize>,
-    /// Bound of bytes that wait for one peer; frames beyond it are dropped and counted.
-    pub send_queue_bytes_max: usize,
-    /// Bound of callers that wait for answers; beyond it they get `Busy(Requests)`.
-    pub requests_max: usize,
-}
-
-/// Starts a core on a thread of its own, named `floe-n{node}-c{core}`.
-///
-/// # Errors
-/// If io_uring can't be used, memory can't be locked, or there can't be a thread; says what to change.
-pub fn spawn(setup: CoreSetup) -> io::Result<JoinHandle<()>> {
-    probe::check().map_err(io::Error::other)?;
+/// Starts a core; see [`super::spawn`].
+pub(super) fn spawn(setup: CoreSetup) -> io::Result<JoinHandle<()>> {
     let io_memory = io_memory(&setup)?;
-    let name = format!("floe-{}-c{}", setup.me.node, setup.me.core);
-    let background = Background::start(&name, &setup.data_dir, &setup.mailbox)?;
-    let (started, start) = sync_channel(1);
-    let thread = std::thread::Builder::new().name(name).spawn(move || {
-        match executor(&setup, io_memory) {
-            Ok(executor) => {
-                // The other end waits right below.
-                let _ = started.send(Ok(()));
-                run(&executor, setup, background);
-            }
-            Err(error) => {
-                let _ = started.send(Err(error));
-            }
-        }
-    })?;
-    match start.recv() {
-        Ok(Ok(())) => Ok(thread),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(io::Error::other("the core's thread panicked while starting")),
-    }
+    let (name, nudge) = (setup.thread_name(), Some(NUDGE_AFTER));
+    let background = Background::start(&name, &setup.data_dir, &setup.mailbox, nudge)?;
+    launch(setup, background, move |setup| executor(setup, io_memory), run)
 }
 
 /// A fair part of what the process may lock, or what was asked for.
@@ -134,7 +67,7 @@ fn io_memory(setup: &CoreSetup) -> io::Result<usize> {
 fn executor(setup: &CoreSetup, io_memory: usize) -> io::Result<LocalExecutor> {
     let placement = setup.pin.map_or(Placement::Unbound, Placement::Fixed);
     let mut builder = LocalExecutorBuilder::new(placement)
-        .name(&format!("floe-{}-c{}", setup.me.node, setup.me.core))
+        .name(&setup.thread_name())
         .io_memory(io_memory)
         .preempt_timer(PREEMPT_TIMER);
     if let Some(spin) = setup.spin_before_park {
@@ -146,31 +79,22 @@ fn executor(setup: &CoreSetup, io_memory: usize) -> io::Result<LocalExecutor> {
     })
 }
 
-/// Runs the core until it has stopped. State that broke an invariant is not used any further: a panic
-/// ends the process, after everybody who waits has been told.
-fn run(executor: &LocalExecutor, setup: CoreSetup, background: Background) {
-    let me = setup.me;
-    let events = setup.events.clone();
+/// Runs the core until it has stopped.
+fn run(executor: LocalExecutor, setup: CoreSetup, background: Background) {
+    let (me, events) = (setup.me, setup.events.clone());
     let mailbox = Arc::clone(&setup.mailbox);
-    let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        executor.run(async move {
-            // What comes after this drops the pump first and then the mailbox's last posts.
-            let _closing = CloseMailbox(Arc::clone(&mailbox));
-            be_watched(&mailbox).await;
-            match pump::Pump::new(setup, background).await {
-                Ok(pump) => pump.run().await,
-                Err(error) => {
-                    // Nobody listens any more if the node is being torn down.
-                    let _ = events.send((me.core, Event::Failed(Failure::Disk(error.message))));
-                }
+    executor.run(async move {
+        // What comes after this drops the pump first and then the mailbox's last posts.
+        let _closing = CloseMailbox(Arc::clone(&mailbox));
+        be_watched(&mailbox).await;
+        match pump::Pump::new(setup, background).await {
+            Ok(pump) => pump.run().await,
+            Err(error) => {
+                // Nobody listens any more if the node is being torn down.
+                let _ = events.send((me.core, Event::Failed(Failure::Disk(error.message))));
             }
-        });
-    }));
-    if result.is_err() {
-        eprintln!("floe: core {me} panicked (see above); its state is not used further: the process aborts");
-        tracing::error!(core = %me, "panic on a core; the process aborts");
-        std::process::abort();
-    }
+        }
+    });
 }
 
 /// Tells the mailbox whom to nudge, before anything is waited for: a core was seen hanging at its start
@@ -182,18 +106,4 @@ async fn be_watched(mailbox: &Mailbox) {
     })
     .await;
     mailbox.awake();
-}
-
-/// Refuses what comes after the core's end.
-struct CloseMailbox(Arc<Mailbox>);
-
-impl Drop for CloseMailbox {
-    fn drop(&mut self) {
-        self.0.close();
-        self.0.refuse_posts();
-        // Sockets that were handed over too late.
-        while self.0.take_control().is_some() {}
-        // The executor's waker must not outlive it.
-        self.0.sleep(std::task::Waker::noop());
-    }
 }

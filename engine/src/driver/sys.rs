@@ -84,6 +84,29 @@ pub(crate) fn wait_readable(descriptor: BorrowedFd<'_>, limit: Duration) -> io::
     }
 }
 
+/// A counter that wakes who reads it once it isn't 0; reading takes the count.
+pub(crate) fn event_counter() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let descriptor = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) })?;
+    // SAFETY: it was opened right above, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Binds the calling thread to a processor.
+pub(crate) fn pin(cpu: usize) -> io::Result<()> {
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: all-zero bytes are the empty set; `cpu` is within the set's size.
+    let set = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        set
+    };
+    // SAFETY: the set lives across the call and has the size that is named; 0 is the calling thread.
+    check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) }).map(drop)
+}
+
 /// Hands a descriptor to a runtime's type.
 pub(crate) fn adopt<T: FromRawFd>(descriptor: OwnedFd) -> T {
     // SAFETY: the descriptor is open and nobody else's: `into_raw_fd` gave up its ownership.

@@ -1,14 +1,13 @@
 //! Writes of the log: O_DIRECT and O_DSYNC through the ring, several in flight; and the files kept open for them.
 
 use super::super::background::{NameChange, disk_error, make_dirs};
+use super::super::direct::{self, PROBE_LEN, Verdict};
 use crate::disk::{BLOCK, DiskDone, DiskError, DiskErrorKind, DiskPath, DiskResult, Recipe};
 use ::glommio::GlommioError;
 use ::glommio::io::{DmaBuffer, DmaFile, OpenOptions};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -16,7 +15,6 @@ use std::rc::Rc;
 const OPEN_MAX: usize = 64;
 /// Short writes in a row that are put up with while none of them completes a block.
 const STUCK_MAX: usize = 8;
-const PROBE_LEN: usize = 2 * BLOCK;
 
 /// The files of one core.
 pub(super) struct Files {
@@ -33,20 +31,9 @@ impl Files {
     /// file for that, because the first O_DIRECT file that glommio opens must not be empty.
     pub(super) async fn new(root: PathBuf, core: u16) -> Result<Self, DiskError> {
         make_dirs(&root)?;
-        let path = root.join(format!(".probe-c{core}"));
+        let path = direct::probe_path(&root, core);
         let direct = probe(&path).await?;
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(disk_error("removing", &path, &error));
-            }
-            _ => {}
-        }
-        if !direct {
-            tracing::warn!(
-                directory = %root.display(),
-                "the file system doesn't take O_DIRECT: writes are buffered and synced, which is slower"
-            );
-        }
+        direct::conclude(&root, &path, direct)?;
         Ok(Self { root, open: RefCell::default(), writing: Cell::new(0), direct })
     }
 
@@ -102,34 +89,17 @@ impl Files {
     }
 }
 
-/// Whether direct writes work here.
+/// Whether direct writes work here, through glommio too.
 async fn probe(path: &Path) -> Result<bool, DiskError> {
-    match write_probe(path).map_err(|error| disk_error("writing", path, &error)) {
-        // A full disk must not keep a node from starting: its log has spare segments.
-        Err(error) if error.kind == DiskErrorKind::Full => {
-            tracing::warn!(error = error.message, "the disk is full: direct writes are taken for granted");
-            Ok(true)
-        }
-        Ok(true) => match try_ring_write(path).await {
+    match direct::probe(path)? {
+        Verdict::Works => match try_ring_write(path).await {
             Ok(()) => Ok(true),
             Err(error) => {
                 tracing::warn!(error = error.message, "a direct write failed");
                 Ok(false)
             }
         },
-        other => other,
-    }
-}
-
-/// Writes a file that isn't empty; tells whether it can be opened with O_DIRECT.
-fn write_probe(path: &Path) -> io::Result<bool> {
-    let mut file = fs::File::create(path)?;
-    file.write_all(&[0; PROBE_LEN])?;
-    file.sync_all()?;
-    match fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path) {
-        Ok(_) => Ok(true),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => Ok(false),
-        Err(error) => Err(error),
+        verdict => Ok(verdict.is_direct()),
     }
 }
 
