@@ -217,7 +217,7 @@ pub enum Driver {
 
 impl Driver {
     /// The engine's own default.
-    const DEFAULT: Self = Self::Glommio;
+    const DEFAULT: Self = Self::Ring;
 
     /// The engine's name for it.
     pub fn of_engine(self) -> floe::Driver {

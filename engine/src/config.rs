@@ -27,7 +27,7 @@ pub struct Config {
     pub dir: PathBuf,
     /// All nodes of the cluster, this one included; empty for a single node without a port.
     pub members: Vec<Member>,
-    /// What does a core's input and output. Default [`Driver::Glommio`].
+    /// What does a core's input and output. Default [`Driver::Ring`].
     pub driver: Driver,
     /// Threads that own shards. May change between starts. Default 1.
     pub cores: u16,

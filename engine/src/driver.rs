@@ -38,9 +38,9 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Driver {
     /// A bare io_uring per core: one system call submits what a turn wants and waits for what comes next.
+    #[default]
     Ring,
     /// An executor of the glommio runtime per core.
-    #[default]
     Glommio,
 }
 

@@ -1,8 +1,8 @@
 //! The seam: a core is a function from [`Input`]s to [`Effects`].
 //!
-//! Three kinds of driver carry these to and from the world: the simulator, glommio, and (later) a
-//! raw io_uring loop. Everything on the core's side is deterministic: the same inputs at the same
-//! times give the same effects. See [`crate::worker::Worker`].
+//! Three kinds of driver carry these to and from the world: the simulator, a bare io_uring loop, and
+//! glommio. Everything on the core's side is deterministic: the same inputs at the same times give the same
+//! effects. See [`crate::worker::Worker`].
 
 use crate::disk::{DiskCalls, DiskResult, OpId};
 use bytes::Bytes;

@@ -3,9 +3,9 @@
 //! Calls of one core run in any order. When the pool is dropped, what was handed in is still done: nothing
 //! touches the disk on behalf of a core whose thread has ended.
 
-use super::sys;
+use super::{direct, sys};
 use crate::disk::{
-    DirEntry, DiskCall, DiskDone, DiskError, DiskErrorKind, DiskPath, DiskResult, OpId, Recipe,
+    BLOCK, DirEntry, DiskCall, DiskDone, DiskError, DiskErrorKind, DiskPath, DiskResult, OpId, Recipe,
 };
 use crate::mailbox::Mailbox;
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use rkyv::util::AlignedVec;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -244,18 +244,38 @@ fn make_parent(path: &Path) -> Result<(), DiskError> {
 
 fn create(path: &Path, len: u64) -> Result<(), DiskError> {
     make_parent(path)?;
-    let zeroed = || {
-        let mut file = File::create(path)?;
-        let zeros = vec![0; ZERO_PIECE.min(usize::try_from(len).unwrap_or(ZERO_PIECE))];
-        let mut left = len;
-        while left > 0 {
-            let piece = left.min(zeros.len() as u64) as usize;
-            file.write_all(&zeros[..piece])?;
-            left -= piece as u64;
-        }
+    let created = File::create(path).and_then(|file| {
+        zero(path, len)?;
         file.sync_data()
+    });
+    created.map_err(|error: io::Error| disk_error("creating", path, &error))
+}
+
+/// Writes zeros past the page cache, where the file system can: they would be copied there for nothing, and
+/// the log's direct writes would have to drop them from it again.
+fn zero(path: &Path, len: u64) -> io::Result<()> {
+    let piece_len = ZERO_PIECE.min(usize::try_from(len).unwrap_or(ZERO_PIECE));
+    let mut zeros = AlignedVec::<BLOCK>::with_capacity(piece_len);
+    zeros.resize(piece_len, 0);
+    let mut options = OpenOptions::new();
+    options.write(true);
+    let mut file = match options.clone().custom_flags(libc::O_DIRECT).open(path) {
+        Err(error) if direct::is_refusal(&error) => options.open(path)?,
+        opened => opened?,
     };
-    zeroed().map_err(|error: io::Error| disk_error("creating", path, &error))
+    let mut at = 0;
+    while at < len {
+        let piece = &zeros[..(len - at).min(ZERO_PIECE as u64) as usize];
+        match file.write_all_at(piece, at) {
+            // Opened, but not written to in this way.
+            Err(error) if at == 0 && direct::is_refusal(&error) => file = options.open(path)?,
+            written => {
+                written?;
+                at += piece.len() as u64;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn remove(path: &Path) -> Result<(), DiskError> {

@@ -38,9 +38,7 @@ pub(super) fn probe_path(root: &Path, core: u16) -> PathBuf {
 pub(super) fn probe(path: &Path) -> Result<Verdict, DiskError> {
     let verdict = match write(path) {
         Ok(()) => Verdict::Works,
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
-            Verdict::Refused
-        }
+        Err(error) if is_refusal(&error) => Verdict::Refused,
         Err(error) => {
             let error = disk_error("writing", path, &error);
             if error.kind != DiskErrorKind::Full {
@@ -51,6 +49,11 @@ pub(super) fn probe(path: &Path) -> Result<Verdict, DiskError> {
         }
     };
     Ok(verdict)
+}
+
+/// Whether the error says that direct writes don't work here.
+pub(super) fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
 fn write(path: &Path) -> io::Result<()> {
