@@ -49,6 +49,7 @@ pub mod engine;
 pub mod error;
 pub mod mailbox;
 pub mod metrics;
+pub mod offline;
 pub mod probe;
 pub mod requests;
 pub mod routing;

@@ -78,6 +78,7 @@ mod scan;
 pub mod segment;
 mod stats;
 mod supply;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -86,6 +87,7 @@ pub use layout::salt;
 pub use recovered::{Recovered, RecoveredSegments, RecoveryError};
 pub use recovery::Recovery;
 pub use stats::{WalFailure, WalStats};
+pub use survey::{Finding, ReadOnlyDisk, SegmentSurvey, Survey, survey};
 pub use writer::Wal;
 
 use crate::disk::DiskPath;
@@ -208,6 +210,19 @@ pub enum Record {
 }
 
 impl Record {
+    /// Its kind, as the format names it.
+    pub fn kind_name(&self) -> &'static str {
+        match self {
+            Self::Entries { .. } => "Entries",
+            Self::HardState { .. } => "HardState",
+            Self::TruncatePrefix { .. } => "TruncatePrefix",
+            Self::SnapshotInstall { .. } => "SnapshotInstall",
+            Self::ShardReset(_) => "ShardReset",
+            Self::ShardTombstone { .. } => "ShardTombstone",
+            Self::Promise { .. } => "Promise",
+        }
+    }
+
     /// The shard concerned; `None` if it is the whole stream.
     pub fn shard(&self) -> Option<ShardId> {
         match self {

@@ -146,7 +146,7 @@ pub fn parse_frame(
     while at < body_end {
         let seed = record_seed(salt, header.seq, offset + at as u64);
         let (item, crc, len) = record::parse_item(&bytes[at..body_end], seed)
-            .map_err(|fault| FrameFault { fault, shards: shards_from(&bytes[at..body_end]) })?;
+            .map_err(|fault| FrameFault { fault, shards: claimed_shards(&bytes[at..body_end]) })?;
         items.push(item);
         crcs.extend_from_slice(&crc.to_le_bytes());
         at += len;
@@ -158,7 +158,7 @@ pub fn parse_frame(
 }
 
 /// The shards named from a damaged record on; a best effort for the report, capped.
-fn shards_from(mut bytes: &[u8]) -> Vec<ShardId> {
+pub(super) fn claimed_shards(mut bytes: &[u8]) -> Vec<ShardId> {
     let mut shards = Vec::new();
     while let Some(len) = record::claimed_len(bytes) {
         let shard = record::claimed_shard(bytes);

@@ -48,6 +48,18 @@ pub enum Item {
     Skipped,
 }
 
+impl Item {
+    /// Its kind, as the format names it.
+    pub fn kind_name(&self) -> &'static str {
+        match self {
+            Self::Record(record) => record.kind_name(),
+            Self::Reset(_) => "ShardReset",
+            Self::Seal => "Seal",
+            Self::Skipped => "of a later version",
+        }
+    }
+}
+
 /// One part of a `ShardReset`. Part 0 holds the descriptor; all parts repeat the fixed fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResetPart {

@@ -53,8 +53,8 @@ impl fmt::Display for RecoveryError {
             Self::Corruption { file, offset, seq, shards, reason } => write!(
                 f,
                 "the write-ahead log is damaged: {file} at offset {offset}, frame {seq}, shards {shards:?}: {reason}. \
-                 Restore the file, or run `floe wal repair`, which quarantines the shards so that they come back \
-                 from their peers as new replicas"
+                 `floe wal verify` shows all of the damage. Restore the file, or remove this node from the cluster \
+                 and start it with an empty directory under a new id"
             ),
             Self::WrongStore { file, found, expected } => write!(
                 f,

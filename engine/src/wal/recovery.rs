@@ -18,7 +18,7 @@ use super::record::{Item, RecordFault};
 use super::recovered::{Recovered, RecoveredSegments, RecoveryError};
 use super::replay::{Contradiction, Replay};
 use super::scan::{Cursor, Found, Run, read_header, runs};
-use super::segment::{FRAMES_AT, SegmentFile, segment_id, segment_path};
+use super::segment::{FRAMES_AT, segment_files};
 use super::{FrameSeq, StreamEnd, salt};
 use crate::disk::{
     BLOCK, DirEntry, DiskCall, DiskCalls, DiskDone, DiskError, DiskErrorKind, DiskPath, DiskResult, OpId,
@@ -177,7 +177,7 @@ impl Recovery {
         calls: &mut DiskCalls,
     ) -> Result<Option<Recovered>, RecoveryError> {
         match (&mut self.phase, result?) {
-            (Phase::Listing, DiskDone::Listed(listed)) => self.on_listed(listed, calls),
+            (Phase::Listing, DiskDone::Listed(listed)) => self.on_listed(&listed, calls),
             (Phase::Headers(left), DiskDone::Read(bytes)) => {
                 *left -= 1;
                 // The listing was call 1, the headers are the next ones in the order of the files.
@@ -196,14 +196,8 @@ impl Recovery {
         self.advance(calls)
     }
 
-    fn on_listed(&mut self, listed: Vec<DirEntry>, calls: &mut DiskCalls) {
-        let mut files: Vec<SegmentFile> = Vec::new();
-        for entry in listed.iter().filter(|entry| !entry.is_dir) {
-            if let Some(id) = segment_id(&entry.name) {
-                files.push(SegmentFile { id, path: segment_path(&self.dir, id), bytes: entry.len });
-            }
-        }
-        files.sort_by_key(|file| file.id);
+    fn on_listed(&mut self, listed: &[DirEntry], calls: &mut DiskCalls) {
+        let files = segment_files(&self.dir, listed);
         for file in &files {
             let len = file.bytes.min(FRAMES_AT + BLOCK as u64) as usize;
             self.issue(DiskCall::Read { path: file.path.clone(), offset: 0, len }, calls);

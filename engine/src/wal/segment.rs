@@ -6,7 +6,7 @@
 
 use super::layout::{checksum, put_u32, put_u64, put_u128, u32_at, u64_at, u128_at};
 use super::{FrameSeq, StreamEnd};
-use crate::disk::{BLOCK, DiskPath, Recipe};
+use crate::disk::{BLOCK, DirEntry, DiskPath, Recipe};
 
 /// Version of everything this module tree writes.
 pub const FORMAT: u32 = 1;
@@ -169,6 +169,17 @@ pub fn segment_id(name: &str) -> Option<u64> {
     let plain = digits.len() == 16 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let id = plain.then(|| u64::from_str_radix(digits, 16).ok()).flatten()?;
     (id > 0).then_some(id)
+}
+
+/// The segments among a directory's entries, ascending.
+pub(super) fn segment_files(dir: &DiskPath, listed: &[DirEntry]) -> Vec<SegmentFile> {
+    let files = listed.iter().filter(|entry| !entry.is_dir).filter_map(|entry| {
+        let id = segment_id(&entry.name)?;
+        Some(SegmentFile { id, path: segment_path(dir, id), bytes: entry.len })
+    });
+    let mut files: Vec<_> = files.collect();
+    files.sort_by_key(|file| file.id);
+    files
 }
 
 #[cfg(test)]

@@ -5,4 +5,6 @@ mod corruption;
 mod crash;
 mod disk;
 mod model;
+mod mutated;
 mod space;
+mod survey;

@@ -1,6 +1,7 @@
 //! The promises of `MultiRaft`, on three nodes in memory.
 
 mod cluster;
+mod decoders;
 mod faulty_peer;
 
 use bytes::Bytes;

@@ -10,7 +10,7 @@ use crate::wal::segment::{FRAMES_AT, parse_segment_header};
 use crate::wal::{Record, Recovered, RecoveryError, WalConfig, salt};
 
 /// Every frame on the disk: file, segment, offset, header.
-fn frames(disk: &mut Disk) -> Vec<(String, u64, u64, FrameHeader)> {
+pub fn frames(disk: &mut Disk) -> Vec<(String, u64, u64, FrameHeader)> {
     let mut frames = Vec::new();
     for path in disk.paths() {
         let id = u64::from_str_radix(&path[DIR.len() + 1..DIR.len() + 17], 16).expect("a segment's name");
@@ -26,7 +26,7 @@ fn frames(disk: &mut Disk) -> Vec<(String, u64, u64, FrameHeader)> {
 }
 
 /// A disk with a few frames in two segments; not sealed. Each frame waits for the one before.
-fn small_log(boots: u64) -> Disk {
+pub fn small_log(boots: u64) -> Disk {
     let mut disk = Disk::default();
     let mut rng = Rng::new(5);
     for _ in 0..boots {
