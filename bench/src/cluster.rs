@@ -12,6 +12,7 @@ use crate::options::{ClusterOptions, Mode, Workload};
 use crate::phase::{self, Outcome, Plan};
 use crate::progress::Progress;
 use crate::report::{Check, PhaseReport, Report, micros, whole};
+use crate::soak::{SAMPLES_MIN, Sample, Sampler, Soak};
 use crate::tally::Tally;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -26,6 +27,9 @@ pub fn run(options: &ClusterOptions) -> Result<bool, BenchError> {
     let &ClusterOptions { keys, concurrency, .. } = options;
     if keys < concurrency {
         return Err(BenchError::TooFewKeys { keys, concurrency });
+    }
+    if let Some(every) = options.soak.filter(|every| options.seconds / every < SAMPLES_MIN as f64) {
+        return Err(BenchError::TooFewSamples { every, seconds: options.seconds, least: SAMPLES_MIN });
     }
     let home = Home::new(options)?;
     let mut report = new_report(options, &home.path)?;
@@ -131,14 +135,14 @@ impl<'a> Bench<'a> {
         if workload != Workload::Put && self.book.unwritten() > 0 {
             self.load()?;
         }
-        let mut outcome = self.work(workload);
+        let (mut outcome, soak) = self.work(workload);
         let checks = self.verify(&format!("verify {workload}"));
         outcome.tally.add_checks(&checks);
         outcome.tally.samples.iter().for_each(|sample| eprintln!("{:>14}  {sample}", ""));
-        Ok(PhaseReport::new(workload, self.options, &outcome))
+        Ok(PhaseReport::new(workload, self.options, &outcome, soak))
     }
 
-    fn work(&mut self, workload: Workload) -> Outcome {
+    fn work(&mut self, workload: Workload) -> (Outcome, Option<Soak>) {
         let (warmup, length) = (self.options.warmup, self.options.seconds);
         let plan = Plan {
             job: Job::Work(workload),
@@ -149,11 +153,21 @@ impl<'a> Bench<'a> {
             rate: self.options.rate.filter(|_| self.options.mode == Mode::Open),
         };
         let progress = Progress::new(workload.to_string(), millis(plan.warmup + plan.length));
+        let mut sampler = self.options.soak.map(|every| {
+            Sampler::new(self.places.dirs().to_vec(), Duration::from_secs_f64(every), plan.warmup)
+        });
         let outcome = self.run(&plan, &mut |elapsed, steps| {
             progress.at(millis(elapsed), || per_second(steps, elapsed));
+            if let Some(sample) = sampler.as_mut().and_then(|sampler| sampler.at(elapsed, steps)) {
+                progress.say(&describe(&sample));
+            }
         });
         progress.finish(&per_second(outcome.tally.ops(), outcome.elapsed));
-        outcome
+        let soak = sampler.map(Sampler::finish);
+        if let Some(soak) = &soak {
+            say_verdict(soak);
+        }
+        (outcome, soak)
     }
 
     fn load(&mut self) -> Result<(), BenchError> {
@@ -235,6 +249,24 @@ fn open_members(
     let (nodes, shards) = (options.nodes, options.shards);
     progress.finish(&format!("{nodes} nodes, {shards} shards, every one led after {seconds:.2} s"));
     Ok((members, seconds))
+}
+
+fn describe(sample: &Sample) -> String {
+    let Sample { seconds, ops, rss_bytes, wal_bytes } = sample;
+    let ops = whole(*ops as f64);
+    format!("{seconds:.0} s, {ops} ops: {} MiB of memory, {} MiB of logs", rss_bytes >> 20, wal_bytes >> 20)
+}
+
+fn say_verdict(soak: &Soak) {
+    eprintln!(
+        "{:>14}  second half against first: memory {:+.1} %, logs {:+.1} %; up to {:+.0} % and {} MiB are bounded: {}",
+        "soak",
+        soak.rss_growth * 100.0,
+        soak.wal_growth * 100.0,
+        soak.growth_max * 100.0,
+        soak.slack_bytes >> 20,
+        if soak.bounded { "yes" } else { "NO" }
+    );
 }
 
 fn millis(time: Duration) -> u64 {

@@ -20,6 +20,8 @@ pub enum BenchError {
     NoLeaders { seconds: u64, missing: usize, shards: usize },
     #[error("--keys {keys} is less than --concurrency {concurrency}: every caller writes keys of its own")]
     TooFewKeys { keys: u32, concurrency: u32 },
+    #[error("--soak={every} takes fewer than {least} samples in --seconds {seconds}: too few to show growth")]
+    TooFewSamples { every: f64, seconds: f64, least: usize },
     #[error("the reopened cluster has other shards than before")]
     ShardsChanged,
     #[error("{missing} of {keys} keys couldn't be written before the reading phase: {reason}")]

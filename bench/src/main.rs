@@ -9,11 +9,12 @@
 //! - [`executor`]: drives a thread's callers without an allocation per operation;
 //! - [`members`]: the cluster's nodes, embedded in this process;
 //! - [`phase`]: runs all callers for a while and measures around them;
+//! - [`soak`]: whether memory and log space stay bounded;
 //! - [`floor`], [`usage`], [`machine`]: what disk, network, processor and machine are worth;
 //! - [`report`]: the table and the JSON.
 //!
 //! Exit status: 0 = measured and everything was there; 1 = something acknowledged was lost or a
-//! value was wrong; 2 = it couldn't be measured.
+//! value was wrong, or memory or log space grew without end; 2 = it couldn't be measured.
 
 mod caller;
 mod cluster;
@@ -27,6 +28,7 @@ mod phase;
 mod progress;
 mod raft;
 mod report;
+mod soak;
 mod tally;
 mod usage;
 mod workload;
@@ -40,7 +42,7 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Something acknowledged was lost, or a value was wrong.
+/// Something acknowledged was lost, a value was wrong, or something grew without end.
 const EXIT_UNSOUND: u8 = 1;
 /// The measurement couldn't be made.
 const EXIT_FAILED: u8 = 2;
@@ -56,7 +58,9 @@ fn main() -> ExitCode {
     match measured {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
-            eprintln!("floe-bench: FAILED: data was lost or wrong, or a phase got nothing done; see above");
+            eprintln!(
+                "floe-bench: FAILED: data was lost or wrong, a phase got nothing done, or memory or log space isn't bounded; see above"
+            );
             ExitCode::from(EXIT_UNSOUND)
         }
         Err(error) => {

@@ -40,6 +40,11 @@ impl Places {
         })
     }
 
+    /// The nodes' directories.
+    pub fn dirs(&self) -> &[PathBuf] {
+        &self.dirs
+    }
+
     fn config(&self, place: usize, options: &ClusterOptions) -> Config {
         let mut config = Config::embedded(&self.dirs[place]);
         config.node = node_id(place);

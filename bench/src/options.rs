@@ -14,10 +14,11 @@ Examples:
   floe-bench cluster --mode open --rate 50000   latency at a given load, without coordinated omission
   floe-bench cluster --route any                two of three requests are forwarded to the leader
   floe-bench raft                               the consensus core alone, in memory
+  floe-bench cluster --soak --phases put --seconds 600  memory and log space over ten minutes of puts
   floe-bench cluster --json run.json            the figures as JSON, with machine, commit and command
 
 Logs of the nodes: RUST_LOG=floe=debug floe-bench ...
-Exit status: 0 all values were there, 1 something was lost or wrong, 2 it couldn't be measured.";
+Exit status: 0 all values were there, 1 something was lost, wrong or not bounded, 2 it couldn't be measured.";
 
 /// Benchmarks of Floe. Without a subcommand: `cluster` with its defaults.
 #[derive(Parser)]
@@ -114,6 +115,10 @@ pub struct ClusterOptions {
     /// Phases in order: put, get, mixed (nine reads to one write)
     #[arg(long, value_enum, value_delimiter = ',', default_value = "put,get,mixed")]
     pub phases: Vec<Workload>,
+    /// Sample memory and log space every so many seconds [10], and fail if one of them still grows in the second
+    /// half of a phase
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "10", value_parser = positive)]
+    pub soak: Option<f64>,
     /// Threads that drive the callers [default: a quarter of the processors, at least 1]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub client_threads: Option<u16>,

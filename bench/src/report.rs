@@ -6,6 +6,7 @@ use crate::machine::Machine;
 use crate::members::WalCounters;
 use crate::options::{ClusterOptions, Driver, Mode, Route, Store, Workload};
 use crate::phase::Outcome;
+use crate::soak::Soak;
 use crate::tally::{ErrorKind, Tally};
 use crate::workload::KEY_LEN;
 use hdrhistogram::Histogram;
@@ -147,11 +148,13 @@ pub struct PhaseReport {
     pub lost: u64,
     /// Reads that showed what they could not.
     pub wrong: u64,
+    /// Memory and log space over the phase, with `--soak`.
+    pub soak: Option<Soak>,
 }
 
 impl PhaseReport {
     /// Puts a phase's figures and circumstances together.
-    pub fn new(workload: Workload, options: &ClusterOptions, outcome: &Outcome) -> Self {
+    pub fn new(workload: Workload, options: &ClusterOptions, outcome: &Outcome, soak: Option<Soak>) -> Self {
         let Outcome { tally, elapsed, cpu, wal, rss_bytes } = outcome;
         let (seconds, cpu_seconds) = (elapsed.as_secs_f64(), cpu.as_secs_f64());
         let ops = tally.ops();
@@ -196,12 +199,14 @@ impl PhaseReport {
             verified: tally.verified,
             lost: tally.lost,
             wrong: tally.wrong,
+            soak,
         }
     }
 
-    /// Whether the phase did something and everything was there.
+    /// Whether the phase did something, everything was there, and nothing grew without end.
     pub fn is_sound(&self) -> bool {
-        self.ops > 0 && self.lost == 0 && self.wrong == 0
+        let is_bounded = self.soak.as_ref().is_none_or(|soak| soak.bounded);
+        self.ops > 0 && self.lost == 0 && self.wrong == 0 && is_bounded
     }
 }
 

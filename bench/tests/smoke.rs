@@ -57,6 +57,26 @@ fn short_run(driver: &str) {
 }
 
 #[test]
+fn a_soak_samples_memory_and_logs_and_says_whether_they_are_bounded() {
+    let json = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("smoke-soak.json");
+    let path = json.to_str().unwrap();
+    let load = ["--phases", "put", "--concurrency", "16", "--keys", "200", "--shards", "2", "--warmup", "0"];
+    let short = [&["cluster", "--seconds", "1", "--soak"][..], &load].concat();
+    let (ok, text) = run(&short);
+    assert!(!ok && text.contains("--soak=10"), "{text}");
+    let (_, text) = run(&[&["cluster", "--seconds", "1", "--soak=0.1", "--json", path][..], &load].concat());
+    assert!(text.contains("second half against first"), "{text}");
+    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    let soak = &report["phases"][0]["soak"];
+    assert!(soak["bounded"].is_boolean(), "{soak}");
+    let samples = soak["samples"].as_array().unwrap();
+    assert!(samples.len() >= 6, "{soak}");
+    for what in ["rss_bytes", "wal_bytes"] {
+        assert!(samples.iter().all(|sample| sample[what].as_u64() > Some(0)), "{what}: {soak}");
+    }
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused_with_a_reason() {
     let (ok, text) = run(&["cluster", "--nodes", "0"]);
     assert!(!ok);
