@@ -4,6 +4,7 @@
 //! like any other vote.
 
 use crate::message::{Body, Message};
+use crate::planted::{self, Planted};
 use crate::quorum::{self, VoteResult};
 use crate::raft::{Raft, Role};
 use crate::types::{Nanos, ReplicaId, Term};
@@ -42,8 +43,13 @@ impl Raft {
     }
 
     fn other_voters(&self) -> Vec<ReplicaId> {
-        let is_other_voter = |id: &ReplicaId| *id != self.id && self.membership.is_voter(*id);
-        self.membership.members().into_iter().filter(is_other_voter).collect()
+        let is_other_voter = |id: &ReplicaId| *id != self.id && self.members.current.is_voter(*id);
+        let mut voters: Vec<_> = self.members.current.members().into_iter().filter(is_other_voter).collect();
+        if planted::is(Planted::RemovedVoteCounted) {
+            let gone = self.members.removed_voters();
+            voters.extend(gone.into_iter().filter(|id| *id != self.id));
+        }
+        voters
     }
 
     /// Asks about the next term without entering it: no state changes, so nothing has to be durable.
@@ -72,7 +78,7 @@ impl Raft {
         votes.record(from, granted);
         let (id, votes) = (self.id, &*votes);
         let vote = |voter| if voter == id { Some(true) } else { votes.of(voter) };
-        match quorum::vote_result_joint(&self.membership, vote) {
+        match quorum::vote_result_joint(&self.members.current, vote) {
             VoteResult::Won => self.become_candidate(false),
             VoteResult::Lost => self.become_follower(self.term, None),
             VoteResult::Pending => {}
@@ -87,13 +93,20 @@ impl Raft {
         }
     }
 
+    /// Whether a planted bug lets votes of replicas that were removed win.
+    fn is_won_by_the_removed(&self, votes: &Votes) -> bool {
+        let yes = 1 + votes.0.iter().filter(|(_, granted)| *granted).count();
+        planted::is(Planted::RemovedVoteCounted) && yes >= quorum::majority(self.members.current.voters.len())
+    }
+
     /// Counts the votes: called on every answer, and when a ballot became durable.
     pub(crate) fn maybe_win(&mut self) {
         let Role::Candidate(votes) = &self.role else { return };
         let own = Ballot { term: self.term, vote: Some(self.id) };
         let own_is_durable = self.writes.durable_ballot() == own;
         let vote = |voter| if voter == self.id { own_is_durable.then_some(true) } else { votes.of(voter) };
-        match quorum::vote_result_joint(&self.membership, vote) {
+        let result = quorum::vote_result_joint(&self.members.current, vote);
+        match if self.is_won_by_the_removed(votes) { VoteResult::Won } else { result } {
             VoteResult::Won if own_is_durable => self.become_leader(),
             VoteResult::Lost => self.become_follower(self.term, None),
             VoteResult::Won | VoteResult::Pending => {}

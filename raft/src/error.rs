@@ -1,7 +1,7 @@
 //! Why a call on [`crate::Raft`] or a change of a [`crate::Membership`] was refused. Every refusal
 //! means: nothing was done.
 
-use crate::types::ReplicaId;
+use crate::types::{Index, ReplicaId};
 use std::fmt;
 
 /// Why a proposal or read was not taken.
@@ -24,6 +24,18 @@ pub enum Refused {
     TooManyReads,
     /// The target of a transfer is not a voter of this group, or is this replica itself.
     NotAVoter,
+    /// An earlier membership change is not committed yet; try again when it is.
+    ChangePending {
+        /// Index of its entry.
+        index: Index,
+    },
+    /// The leader has committed nothing in its term yet, so it can't tell which membership is committed
+    /// (Ongaro's note to raft-dev, 2015); try again in a moment.
+    NothingCommittedYet,
+    /// The step isn't one from the membership in force.
+    Change(ChangeError),
+    /// Of the voters that there would be, too few are known to be alive and to have caught up.
+    LosesQuorum,
 }
 
 impl fmt::Display for Refused {
@@ -35,6 +47,10 @@ impl fmt::Display for Refused {
             Self::TooManyUncommittedBytes => write!(f, "too many uncommitted bytes"),
             Self::TooManyReads => write!(f, "too many reads wait"),
             Self::NotAVoter => write!(f, "the target is not another voter of this group"),
+            Self::ChangePending { index } => write!(f, "the membership change at {index} is uncommitted"),
+            Self::NothingCommittedYet => write!(f, "the leader has committed nothing in its term yet"),
+            Self::Change(error) => write!(f, "{error}"),
+            Self::LosesQuorum => write!(f, "too few of the voters to be are alive and caught up"),
         }
     }
 }

@@ -153,7 +153,7 @@ impl Raft {
                 Some(held) => self.cut_conflict(index, held, term),
                 None => {}
             }
-            self.log.push(entry);
+            self.append(entry);
         }
     }
 
@@ -170,6 +170,7 @@ impl Raft {
             self.commit
         );
         self.log.truncate_from(index);
+        self.members.truncated(index);
         self.writes.truncated(index);
     }
 
@@ -218,7 +219,7 @@ impl Raft {
     /// The leader hands over (thesis §3.10): campaign at once, without PreVote.
     pub(crate) fn on_timeout_now(&mut self, from: ReplicaId) {
         let follows = matches!(&self.role, Role::Follower(follower) if follower.leader == Some(from));
-        if follows && self.may_campaign() {
+        if follows && self.members.current.is_voter(self.id) && self.may_campaign() {
             self.become_candidate(true);
         }
     }
@@ -287,7 +288,7 @@ impl Raft {
         }
         self.writes.installed(mark.index, !install.keep_suffix);
         (self.commit, self.applied, self.applying) = (mark.index, mark.index, mark.index);
-        self.membership = install.membership;
+        self.members.installed(install.membership, mark.index, install.keep_suffix);
         self.timer.restart(self.now);
         self.note_match(mark.index);
     }

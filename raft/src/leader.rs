@@ -92,6 +92,28 @@ impl Leader {
         self.needs_flush = true;
     }
 
+    /// Index of the first entry of the term.
+    pub(crate) fn term_start(&self) -> Index {
+        self.term_start
+    }
+
+    /// Whether leadership is being handed over.
+    pub(crate) fn is_handing_over(&self) -> bool {
+        self.transfer.is_some()
+    }
+
+    /// Begins to hand over.
+    pub(crate) fn hand_over(&mut self, to: ReplicaId, abort_at: Nanos) {
+        assert!(self.transfer.is_none(), "a transfer to {to} while another runs: {:?}", self.transfer);
+        self.transfer = Some(Transfer { to, abort_at, told: false });
+        self.needs_flush = true;
+    }
+
+    /// Gives up a transfer to a replica that doesn't vote any more.
+    pub(crate) fn drop_transfer_to_nonvoter(&mut self, view: &View<'_>) {
+        self.transfer.take_if(|transfer| !view.membership.is_voter(transfer.to));
+    }
+
     /// When a tick is due.
     pub(crate) fn deadline(&self) -> Nanos {
         let abort_at = self.transfer.as_ref().map_or(Nanos::MAX, |transfer| transfer.abort_at);
@@ -140,7 +162,7 @@ impl Leader {
     }
 
     /// Answers the rounds that a quorum has confirmed.
-    fn confirm_reads(&mut self, view: &View<'_>, outbox: &mut Outbox) {
+    pub(crate) fn confirm_reads(&mut self, view: &View<'_>, outbox: &mut Outbox) {
         let newest = self.reads.newest_round();
         let confirmed = if planted::is(Planted::ReadWithoutRound) {
             newest
@@ -162,8 +184,10 @@ impl Leader {
     fn tick(&mut self, view: &View<'_>) -> bool {
         let heard_at = self.quorum_of(view, view.now, |peer| peer.heard_at);
         self.check_quorum_at = heard_at.saturating_add(view.config.election_timeout_max_ns);
-        self.transfer.take_if(|transfer| transfer.abort_at <= view.now);
-        self.check_quorum_at <= view.now
+        let gave_up = self.transfer.take_if(|transfer| transfer.abort_at <= view.now).is_some();
+        // Who doesn't vote any more led on only to hand over.
+        let is_out = gave_up && !view.membership.is_voter(view.id);
+        is_out || self.check_quorum_at <= view.now
     }
 
     /// The new commit index, if it rises: what a quorum holds durably, but only through an entry of
@@ -192,9 +216,12 @@ impl Leader {
 }
 
 /// What an entry counts for in the bound on uncommitted bytes. A leader's own entry is free, so that
-/// it can't be what keeps the first proposal out.
+/// it can't be what keeps the first proposal out; so is a membership, which may be what is needed to go on.
 fn proposal_size(entry: &Entry) -> usize {
-    if entry.kind == EntryKind::Noop { 0 } else { entry.size() }
+    match entry.kind {
+        EntryKind::Noop | EntryKind::Membership => 0,
+        EntryKind::Command | EntryKind::Admin => entry.size(),
+    }
 }
 
 fn stamp_for(peer: &Progress, view: &View<'_>) -> LeaderStamp {
@@ -277,6 +304,8 @@ impl Raft {
         let is_deposed = self.with_leader(|leader, view, _| leader.tick(view));
         if is_deposed {
             self.become_follower(self.term, None);
+        } else {
+            self.after_membership_commit();
         }
     }
 
@@ -307,7 +336,7 @@ impl Raft {
     pub fn transfer_leadership(&mut self, now: Nanos, to: ReplicaId) -> Result<(), Refused> {
         self.advance_clock(now);
         let hint = self.leader();
-        let may_lead = to != self.id && self.membership.is_voter(to);
+        let may_lead = to != self.id && self.members.current.is_voter(to);
         let Role::Leader(leader) = &mut self.role else {
             return Err(Refused::NotLeader { leader: hint });
         };
@@ -320,8 +349,7 @@ impl Raft {
             None => {}
         }
         let abort_at = self.now.saturating_add(self.config.election_timeout_max_ns);
-        leader.transfer = Some(Transfer { to, abort_at, told: false });
-        leader.needs_flush = true;
+        leader.hand_over(to, abort_at);
         Ok(())
     }
 
@@ -384,7 +412,7 @@ impl Raft {
             commit: self.commit,
             log: &self.log,
             config: &self.config,
-            membership: &self.membership,
+            membership: &self.members.current,
         };
         act(leader, &view, &mut self.outbox)
     }
@@ -393,7 +421,10 @@ impl Raft {
     pub(crate) fn maybe_commit(&mut self) {
         let durable = self.writes.durable();
         let commit = self.with_leader(|leader, view, _| leader.newly_committed(view, durable));
-        self.commit_to(commit.unwrap_or(self.commit));
+        if let Some(commit) = commit {
+            self.commit_to(commit);
+            self.after_membership_commit();
+        }
     }
 
     /// A follower answered in our term.

@@ -22,6 +22,17 @@
 //!   entry of its own (`Raft::become_leader`; §8).
 //! - **State Machine Safety** (§5.4.3) follows.
 //!
+//! Who the majorities are made of may change (§6; thesis ch. 4). A membership is in force as soon as its
+//! entry is in the log and until that is cut away (`membership_log.rs`); steps go by one voter at a time or
+//! through a joint configuration (`membership.rs`, [`Membership::simple`], [`Membership::enter_joint`],
+//! [`Membership::leave_joint`]), in which every decision, be it an election, a commit, CheckQuorum or a read,
+//! needs a majority of both halves (`quorum.rs`). At most one change is uncommitted, and none is taken before
+//! the leader's first entry is committed (`Raft::propose_membership`; Ongaro's note to raft-dev, 2015). A
+//! leader that is no voter any more commits that and hands over (`Raft::after_membership_commit`; §6);
+//! strangers are heard, since the entry that makes them members may not have arrived (`Raft::may_speak`;
+//! thesis §4.1); a voter that an uncommitted change removed still campaigns (`Raft::may_campaign`; thesis
+//! §4.2.2). Learners get the log and count nowhere (thesis §4.2.1).
+//!
 //! For liveness, with both PreVote and CheckQuorum always on (Howard & Abraham 2020): randomized
 //! timeouts (`timer.rs`; §5.2), PreVote (`Raft::on_pre_vote`; thesis §9.6), leader stickiness
 //! (`Raft::meet_term`; thesis §4.2.3) and CheckQuorum (`Leader::tick`; thesis §6.2), so a replica that
@@ -80,25 +91,21 @@
 //!
 //! # What is not implemented yet
 //!
-//! - *Taking membership changes.* What is there: the algebra ([`Membership::simple`],
-//!   [`Membership::enter_joint`], [`Membership::leave_joint`]; paper §6, thesis §4.1-4.3), and quorums
-//!   that are counted jointly (`quorum.rs`). What is not: [`Raft::propose`] panics when handed one, nothing
-//!   puts a [`Membership`] into an entry or reads it from the log, so none comes into force, is rolled
-//!   back, or is found at boot; there is no check for another uncommitted change, for an own-term commit
-//!   before the first, or for live voters; no joint configuration is left automatically, no learner
-//!   promoted, and no leader steps down because it was removed.
 //! - *Leader leases*: stamps travel, promises are 0.
 //! - *Reading cold entries from disk*: every entry after the snapshot is in memory.
 //! - *Refusing appends for lack of space.*
 #![forbid(unsafe_code)]
 
 mod candidate;
+mod change;
 mod config;
 mod error;
 mod follower;
 mod leader;
 mod log;
 mod membership;
+mod membership_entry;
+mod membership_log;
 mod message;
 mod output;
 mod planted;
@@ -113,6 +120,7 @@ mod types;
 mod validation;
 mod writes;
 
+pub use change::MembershipChange;
 pub use config::{Config, ConfigError};
 pub use error::{ChangeError, Refused};
 pub use membership::{Change, Membership};

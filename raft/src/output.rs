@@ -197,7 +197,7 @@ impl Raft {
 
     /// The membership in force.
     pub fn membership(&self) -> &Membership {
-        &self.membership
+        &self.members.current
     }
 
     /// Term, vote and commit as of now, durable or not.

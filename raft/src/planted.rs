@@ -17,6 +17,15 @@ pub enum Planted {
     /// A read is answered without the round that proves leadership: a leader that was replaced
     /// meanwhile serves old values (breaks linearizability, thesis §6.4).
     ReadWithoutRound,
+    /// A second membership change is taken while the first is uncommitted: majorities of the first and
+    /// the last configuration need not intersect (breaks Election Safety, thesis §4.1).
+    SecondChangeUncommitted,
+    /// A membership stays in force although its entry was cut from the log (paper §6).
+    MembershipNotRolledBack,
+    /// A joint configuration decides by one majority of all voters of both halves together (paper §6).
+    JointAsUnion,
+    /// A candidate also asks, and counts, voters that the membership in force has removed (paper §6).
+    RemovedVoteCounted,
 }
 
 #[cfg(feature = "planted")]

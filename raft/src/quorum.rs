@@ -5,6 +5,7 @@
 //! count: its committed index is [`Index::MAX`] and its vote is won.
 
 use crate::membership::Membership;
+use crate::planted::{self, Planted};
 use crate::types::{Index, ReplicaId};
 
 /// How a vote stands.
@@ -70,11 +71,17 @@ pub fn vote_result(voters: &[ReplicaId], vote: impl Fn(ReplicaId) -> Option<bool
 
 /// [`committed_index`] of a membership: what both halves have acknowledged.
 pub fn committed_index_joint(membership: &Membership, acked: impl Fn(ReplicaId) -> Index) -> Index {
+    if planted::is(Planted::JointAsUnion) {
+        return committed_index(&union(membership), acked);
+    }
     committed_index(&membership.voters, &acked).min(committed_index(&membership.voters_outgoing, &acked))
 }
 
 /// [`vote_result`] of a membership: won if both halves are, lost if either is.
 pub fn vote_result_joint(membership: &Membership, vote: impl Fn(ReplicaId) -> Option<bool>) -> VoteResult {
+    if planted::is(Planted::JointAsUnion) {
+        return vote_result(&union(membership), vote);
+    }
     let incoming = vote_result(&membership.voters, &vote);
     let outgoing = vote_result(&membership.voters_outgoing, &vote);
     match (incoming, outgoing) {
@@ -82,6 +89,13 @@ pub fn vote_result_joint(membership: &Membership, vote: impl Fn(ReplicaId) -> Op
         (VoteResult::Lost, _) | (_, VoteResult::Lost) => VoteResult::Lost,
         _ => VoteResult::Pending,
     }
+}
+
+/// All voters of both halves, as if they were one. For a planted bug.
+fn union(membership: &Membership) -> Vec<ReplicaId> {
+    let mut voters = membership.members();
+    voters.retain(|id| membership.is_voter(*id));
+    voters
 }
 
 #[cfg(test)]

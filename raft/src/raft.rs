@@ -11,8 +11,10 @@ use crate::follower::Follower;
 use crate::leader::{Leader, View};
 use crate::log::Log;
 use crate::membership::Membership;
+use crate::membership_log::MembershipLog;
 use crate::message::{Body, Message};
 use crate::output::Outbox;
+use crate::planted::{self, Planted};
 use crate::read_index::{Asked, Forwarded};
 use crate::ready::{Leadership, SnapshotInstall};
 use crate::status::RoleKind;
@@ -29,7 +31,7 @@ pub struct Restored {
     pub hard_state: HardState,
     /// The log starts after it; the state machine holds it.
     pub snapshot: Mark,
-    /// The membership in force.
+    /// The membership at `snapshot`; the newest in `entries`, if there is one, is in force.
     pub membership: Membership,
     /// Contiguous from `snapshot.index + 1`.
     pub entries: Vec<Entry>,
@@ -67,7 +69,7 @@ impl Role {
 pub struct Raft {
     pub(crate) id: ReplicaId,
     pub(crate) config: Config,
-    pub(crate) membership: Membership,
+    pub(crate) members: MembershipLog,
     pub(crate) term: Term,
     pub(crate) vote: Option<ReplicaId>,
     pub(crate) role: Role,
@@ -101,6 +103,21 @@ pub(crate) struct Installing {
     pub(crate) handed: bool,
 }
 
+impl Restored {
+    /// What is wrong with the memberships in it, if anything is: one that can't be a group's, or an entry
+    /// that holds none. [`Raft::new`] panics on it, so bytes from outside are to be checked first. Linear
+    /// in the entries.
+    pub fn membership_flaw(&self) -> Option<String> {
+        if let Some(rule) = self.membership.broken_rule() {
+            return Some(format!("{rule}: {:?}", self.membership));
+        }
+        let is_bad =
+            |entry: &&Entry| entry.kind == EntryKind::Membership && Membership::decode(&entry.data).is_none();
+        let bad = self.entries.iter().find(is_bad);
+        bad.map(|entry| format!("entry {} holds no sound membership", entry.mark))
+    }
+}
+
 impl Raft {
     /// Starts a replica as a follower of nobody. The only voter of a group is due at once.
     ///
@@ -113,7 +130,11 @@ impl Raft {
         if let Err(error) = config.validate() {
             panic!("{id}: {error}");
         }
+        if let Some(flaw) = restored.membership_flaw() {
+            panic!("{id}: {flaw}");
+        }
         let Restored { hard_state, snapshot, membership, entries, applied } = restored;
+        let members = MembershipLog::new(membership, snapshot.index, &entries);
         let log = Log::new(snapshot, entries);
         let last = log.last_mark();
         assert!(last.term <= hard_state.term, "{id}: log ends at {last}, above term {}", hard_state.term);
@@ -126,7 +147,7 @@ impl Raft {
         let mut raft = Self {
             id,
             config: config.clone(),
-            membership,
+            members,
             term: hard_state.term,
             vote: hard_state.vote,
             role: Role::Follower(Follower::new(None)),
@@ -176,15 +197,16 @@ impl Raft {
         }
     }
 
-    /// Takes one message from another replica. One that isn't from a member or not for this
-    /// incarnation is dropped: it may just be late.
+    /// Takes one message from another replica. One that isn't for this incarnation, or is the answer of
+    /// a stranger, is dropped: it may just be late. Leaders and candidates are heard even if they are
+    /// strangers: the membership that makes them members may not have arrived here yet (thesis §4.1).
     ///
     /// # Errors
     /// No working member says this. It changed nothing; its sender is worth a look.
     pub fn step(&mut self, now: Nanos, message: Message) -> Result<(), Nonsense> {
         self.advance_clock(now);
         let Message { from, to, term, .. } = message;
-        if to != self.id || from == self.id || !self.membership.contains(from) {
+        if to != self.id || from == self.id || !self.may_speak(&message) {
             return Ok(());
         }
         if let Some(nonsense) = self.nonsense(&message) {
@@ -225,7 +247,7 @@ impl Raft {
     /// Nothing was done: not the leader, a transfer in progress, or too many uncommitted bytes.
     ///
     /// # Panics
-    /// For [`EntryKind::Membership`]: membership changes are not implemented yet.
+    /// For [`EntryKind::Membership`], which goes through [`Raft::propose_membership`].
     pub fn propose(
         &mut self,
         now: Nanos,
@@ -233,7 +255,7 @@ impl Raft {
         version: u8,
         data: Bytes,
     ) -> Result<Mark, Refused> {
-        assert!(kind != EntryKind::Membership, "{}: membership changes are not implemented yet", self.id);
+        assert!(kind != EntryKind::Membership, "{}: that goes through propose_membership", self.id);
         self.advance_clock(now);
         let hint = self.leader();
         let Role::Leader(leader) = &mut self.role else {
@@ -242,7 +264,7 @@ impl Raft {
         let mark = Mark::new(self.term, self.log.last_index() + 1);
         let entry = Entry { mark, kind, version, data };
         leader.admit(&entry, &self.config)?;
-        self.log.push(entry);
+        self.append(entry);
         Ok(mark)
     }
 
@@ -321,6 +343,7 @@ impl Raft {
         assert!(to <= self.applied, "{}: compacting to {to} above applied {}", self.id, self.applied);
         if to > self.log.base().index && self.installing.is_none() {
             self.log.compact(to);
+            self.members.compacted(to);
         }
     }
 
@@ -340,7 +363,7 @@ impl Raft {
             commit: self.commit,
             log: &self.log,
             config: &self.config,
-            membership: &self.membership,
+            membership: &self.members.current,
         }
     }
 
@@ -357,12 +380,32 @@ impl Raft {
         }
     }
 
-    pub(crate) fn is_only_voter(&self) -> bool {
-        self.membership.voters == [self.id] && self.membership.voters_outgoing.is_empty()
+    /// Whether the message counts although its sender may be no member, as far as is known here.
+    fn may_speak(&self, message: &Message) -> bool {
+        let is_answer = match message.body {
+            Body::PreVoteReply { .. }
+            | Body::VoteReply { .. }
+            | Body::AppendAccepted { .. }
+            | Body::AppendRejected { .. }
+            | Body::HeartbeatReply { .. } => !planted::is(Planted::RemovedVoteCounted),
+            _ => false,
+        };
+        !is_answer || self.members.current.contains(message.from)
     }
 
+    pub(crate) fn is_only_voter(&self) -> bool {
+        let membership = &self.members.current;
+        let is_me = |id: &ReplicaId| *id == self.id;
+        membership.is_voter(self.id) && membership.voters.iter().chain(&membership.voters_outgoing).all(is_me)
+    }
+
+    /// A voter may; so may one that an uncommitted change takes the vote from: its log may be the only
+    /// one that the others can follow. It doesn't count itself then (thesis §4.2.2).
     pub(crate) fn may_campaign(&self) -> bool {
-        self.membership.is_voter(self.id) && self.installing.is_none() && !self.wedged
+        let members = &self.members;
+        let votes = members.current.is_voter(self.id)
+            || (members.since > self.commit && members.at(self.commit).is_voter(self.id));
+        votes && self.installing.is_none() && !self.wedged
     }
 
     fn maybe_campaign(&mut self) {
@@ -442,7 +485,7 @@ impl Raft {
     /// Asks whether a campaign would be won (thesis §9.6). A sole voter skips the question.
     fn become_pre_candidate(&mut self) {
         assert!(!self.is_leader(), "{}: leads term {} already", self.id, self.term);
-        assert!(self.may_campaign(), "{}: is no voter of {:?}", self.id, self.membership);
+        assert!(self.may_campaign(), "{}: is no voter of {:?}", self.id, self.members.current);
         if self.is_only_voter() {
             return self.become_candidate(false);
         }
@@ -456,7 +499,7 @@ impl Raft {
     /// Stands for election in the next term (paper §5.2).
     pub(crate) fn become_candidate(&mut self, transfer: bool) {
         assert!(!self.is_leader(), "{}: leads term {} already", self.id, self.term);
-        assert!(self.may_campaign(), "{}: is no voter of {:?}", self.id, self.membership);
+        assert!(self.may_campaign(), "{}: is no voter of {:?}", self.id, self.members.current);
         self.leave_role();
         (self.term, self.vote) = (self.term + 1, Some(self.id));
         self.leader_heard_at = None;
@@ -478,7 +521,7 @@ impl Raft {
         );
         let mark = Mark::new(self.term, self.log.last_index() + 1);
         let leader = Leader::new(&self.view());
-        self.log.push(Entry { mark, kind: EntryKind::Noop, version: 0, data: Bytes::new() });
+        self.append(Entry { mark, kind: EntryKind::Noop, version: 0, data: Bytes::new() });
         self.role = Role::Leader(Box::new(leader));
     }
 

@@ -41,8 +41,10 @@ pub struct Status {
     pub first: Index,
     /// The last mark of the log.
     pub last: Mark,
-    /// The membership in force.
+    /// The membership in force: both halves of a joint one, learners, and who is to become one.
     pub membership: Membership,
+    /// Index of the entry that brought it; it is uncommitted while that is above `commit`.
+    pub membership_index: Index,
     /// Where leadership is being moved to.
     pub transfer_to: Option<ReplicaId>,
     /// What a leader knows of the others, in order of id; empty on other roles.
@@ -84,7 +86,8 @@ impl Raft {
             durable: self.writes.durable(),
             first: self.log.first_index(),
             last: self.log.last_mark(),
-            membership: self.membership.clone(),
+            membership: self.members.current.clone(),
+            membership_index: self.members.since,
             transfer_to: self.transfer_target(),
             peers,
         }

@@ -10,7 +10,7 @@
 use crate::membership::Membership;
 use crate::message::{Body, Message};
 use crate::raft::{Raft, Role};
-use crate::types::{Entry, Index, Mark, Term};
+use crate::types::{Entry, EntryKind, Index, Mark, Term};
 use std::fmt;
 
 /// Terms and indices end here: what is counted on from them can't overflow, nor leave the formats.
@@ -31,6 +31,8 @@ pub enum Nonsense {
     EntryTooLong,
     /// An append or a snapshot has this mark where something else is committed here.
     ContradictsCommitted(Mark),
+    /// An entry says that it is a membership, and isn't a sound one.
+    BadMembership(Mark),
     /// A snapshot is of a later term than its sender, or its members can't be a group.
     BadSnapshot,
     /// An answer about entries that this leader doesn't have.
@@ -45,6 +47,7 @@ impl fmt::Display for Nonsense {
             Self::NumberTooLarge => write!(f, "a term or index beyond {NUMBER_MAX}"),
             Self::EntriesOutOfOrder => write!(f, "entries with a gap, or terms out of order"),
             Self::EntryTooLong => write!(f, "an entry of more than {ENTRY_BYTES_MAX} bytes"),
+            Self::BadMembership(mark) => write!(f, "{mark} holds no sound membership"),
             Self::ContradictsCommitted(mark) => write!(f, "{mark} where another entry is committed"),
             Self::BadSnapshot => write!(f, "a snapshot of a later term, or of an impossible membership"),
             Self::BeyondLog(index) => write!(f, "an answer about {index}, which is beyond the log"),
@@ -150,6 +153,9 @@ fn bad_entries(prev: Mark, entries: &[Entry], term: Term) -> Option<Nonsense> {
         }
         if entry.data.len() > ENTRY_BYTES_MAX {
             return Some(Nonsense::EntryTooLong);
+        }
+        if entry.kind == EntryKind::Membership && Membership::decode(&entry.data).is_none() {
+            return Some(Nonsense::BadMembership(entry.mark));
         }
         last = entry.mark;
     }

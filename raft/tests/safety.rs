@@ -7,7 +7,7 @@ mod random;
 use bytes::Bytes;
 use cluster::{Cluster, replica};
 use floe_raft::quorum::{VoteResult, committed_index, committed_index_joint, vote_result, vote_result_joint};
-use floe_raft::{Config, EntryKind, FeedState, Membership, ReplicaId};
+use floe_raft::{Change, Config, EntryKind, FeedState, Membership, MembershipChange, ReplicaId};
 use random::Random;
 
 const MS: u64 = 1_000_000;
@@ -17,6 +17,8 @@ struct Run {
     random: Random,
     cluster: Cluster,
     size: usize,
+    /// Memberships are changed.
+    changes: bool,
     loss_one_in: u64,
     crash_one_in: u64,
     next_context: u64,
@@ -32,10 +34,13 @@ struct Stats {
     reads: usize,
     snapshots: usize,
     crashes: usize,
+    changes: usize,
+    joint: usize,
 }
 
 impl Run {
-    fn new(seed: u64, size: usize) -> Self {
+    /// `spares` of the `size` replicas are no members at first; memberships change if there are any, or with 0.
+    fn new(seed: u64, size: usize, spares: Option<usize>) -> Self {
         let mut random = Random(seed);
         let config = Config {
             append_bytes_max: [1, 200, 1 << 20][random.index(3)],
@@ -43,7 +48,8 @@ impl Run {
             apply_bytes_max: [1, 1 << 20][random.index(2)],
             ..Config::default()
         };
-        let mut cluster = Cluster::new(size, 0, config, seed);
+        let mut cluster =
+            Cluster::with_spares(size - spares.unwrap_or(0), 0, spares.unwrap_or(0), config, seed);
         cluster.auto_persist = false;
         cluster.auto_apply = false;
         cluster.trace_messages = std::env::var_os("FLOE_TRACE").is_some();
@@ -54,6 +60,7 @@ impl Run {
             random,
             cluster,
             size,
+            changes: spares.is_some(),
             loss_one_in,
             crash_one_in,
             next_context: 0,
@@ -78,6 +85,7 @@ impl Run {
                 self.cluster.apply_all(node);
             }
             72..82 => self.time_passes(),
+            82..86 if self.changes => self.change(),
             82..92 => self.propose(),
             92..95 => self.read(),
             95..97 => self.snapshot_event(),
@@ -119,6 +127,36 @@ impl Run {
             if done.is_some_and(|result| result.is_err()) {
                 return;
             }
+        }
+    }
+
+    /// Any change, at any replica: most are refused.
+    fn change(&mut self) {
+        let node = if self.random.one_in(4) { self.any_node() } else { self.cluster.leader().unwrap_or(1) };
+        let mut changes: Vec<Change> = (0..=self.random.index(3)).map(|_| self.one_change()).collect();
+        changes.dedup_by_key(|change| change.replica());
+        let raft = self.cluster.node(node).raft.as_ref();
+        let is_joint = raft.is_some_and(|raft| raft.membership().is_joint());
+        let change = match self.random.index(4) {
+            _ if is_joint => MembershipChange::LeaveJoint,
+            0 | 1 => MembershipChange::Simple(changes[0]),
+            _ => MembershipChange::EnterJoint { changes, auto_leave: self.random.one_in(2) },
+        };
+        let force = self.random.one_in(2);
+        let done =
+            self.cluster.with(node, |raft, now| raft.propose_membership(now, &change, force, b"context"));
+        if done.is_some_and(|result| result.is_ok()) {
+            self.stats.changes += 1;
+            self.stats.joint += usize::from(matches!(change, MembershipChange::EnterJoint { .. }));
+        }
+    }
+
+    fn one_change(&mut self) -> Change {
+        let id = replica(self.any_node());
+        match self.random.index(3) {
+            0 => Change::AddVoter(id),
+            1 => Change::AddLearner(id),
+            _ => Change::Remove(id),
         }
     }
 
@@ -242,15 +280,30 @@ impl Run {
         }
     }
 
+    /// Every replica in a line.
+    fn describe(&self) -> String {
+        let line = |node: &cluster::Node| {
+            let status = node.raft().status();
+            let members = cluster::describe_membership(&status.membership);
+            let (role, term, last, commit) = (status.role, status.term, status.last, status.commit);
+            format!("{} {role:?} of {term}, {last}, commit {commit}, {members}\n", node.id)
+        };
+        self.cluster.nodes.iter().map(line).collect()
+    }
+
     fn heals(&mut self) {
         self.calm(150);
-        let leader = self.cluster.leader().expect("a leader within 1.5 s of calm");
+        let Some(leader) = self.cluster.leader() else {
+            panic!("no leader after 1.5 s of calm:\n{}", self.describe());
+        };
         let proposed = self
             .cluster
             .with(leader, |raft, now| raft.propose(now, EntryKind::Command, 0, Bytes::from_static(b"fresh")));
         let mark = proposed.expect("it runs").expect("it leads, and nothing is in the way");
         self.calm(20);
-        for node in 1..=self.size {
+        let leader = self.cluster.leader().expect("it leads on, or has handed over");
+        for id in self.cluster.node(leader).raft().membership().members() {
+            let node = id.get() as usize;
             let raft = self.cluster.node(node).raft();
             assert!(raft.applied_index() >= mark.index, "r{node} lacks {mark}: {:#?}", raft.status());
         }
@@ -265,8 +318,8 @@ impl Run {
     }
 }
 
-fn run(seed: u64, size: usize, steps: usize) -> Stats {
-    let mut run = Run::new(seed, size);
+fn run(seed: u64, size: usize, spares: Option<usize>, steps: usize) -> Stats {
+    let mut run = Run::new(seed, size, spares);
     for step in 0..steps {
         run.step();
         if step % 50 == 0 {
@@ -287,7 +340,7 @@ fn run_seeds(seeds: std::ops::Range<u64>, size: usize, steps: usize) {
     let only = std::env::var("FLOE_SEED").ok().and_then(|seed| seed.parse().ok());
     let mut sum = Stats::default();
     for seed in only.map_or(seeds, |seed| seed..seed + 1) {
-        let result = std::panic::catch_unwind(|| run(seed, size, steps));
+        let result = std::panic::catch_unwind(|| run(seed, size, None, steps));
         let Ok(stats) = result else { panic!("FLOE_SEED={seed} with {size} replicas fails") };
         sum.elections += stats.elections;
         sum.committed += stats.committed;
@@ -312,15 +365,53 @@ fn five_replicas_stay_safe_under_faults_and_recover() {
     run_seeds(1000..1150, 5, 4000);
 }
 
+/// With 3 to 7 replicas, of which up to two thirds are no members at first.
+fn changing(seed: u64) -> Stats {
+    let size = 3 + seed as usize % 5;
+    let spares = (seed / 5) as usize % (2 * size / 3 + 1);
+    run(seed, size, Some(spares), 4000)
+}
+
+#[test]
+fn groups_that_change_their_members_stay_safe_under_faults_and_recover() {
+    let only = std::env::var("FLOE_SEED").ok().and_then(|seed| seed.parse().ok());
+    let mut sum = Stats::default();
+    for seed in only.map_or(0..400, |seed| seed..seed + 1) {
+        let result = std::panic::catch_unwind(|| changing(seed));
+        let Ok(stats) = result else { panic!("FLOE_SEED={seed} fails") };
+        sum.elections += stats.elections;
+        sum.committed += stats.committed;
+        sum.changes += stats.changes;
+        sum.joint += stats.joint;
+        sum.snapshots += stats.snapshots;
+    }
+    println!("{sum:?}");
+    assert!(only.is_some() || (sum.changes > 1200 && sum.joint > 400), "too calm: {sum:?}");
+}
+
 /// The checks above are worth something only if they find what is known to be broken.
 #[cfg(feature = "planted")]
 #[test]
 fn planted_bugs_are_found() {
     use floe_raft::{Planted, plant};
+    let changing_is_needed = [
+        Planted::SecondChangeUncommitted,
+        Planted::MembershipNotRolledBack,
+        Planted::JointAsUnion,
+        Planted::RemovedVoteCounted,
+    ];
+    for bug in changing_is_needed {
+        plant(Some(bug));
+        let found = (0..3000).find(|seed| std::panic::catch_unwind(|| changing(*seed)).is_err());
+        plant(None);
+        println!("{bug:?} is found by seed {found:?}");
+        assert!(found.is_some(), "{bug:?} is not found");
+    }
     for bug in [Planted::VoteNotPersisted, Planted::OldTermCommitCounted] {
         plant(Some(bug));
-        let fails =
-            |seed: &u64| std::panic::catch_unwind(|| run(*seed, 3 + 2 * (*seed as usize % 2), 4000)).is_err();
+        let fails = |seed: &u64| {
+            std::panic::catch_unwind(|| run(*seed, 3 + 2 * (*seed as usize % 2), None, 4000)).is_err()
+        };
         let found = (0..3000).find(fails);
         plant(None);
         println!("{bug:?} is found by seed {found:?}");

@@ -5,7 +5,7 @@ mod cluster;
 
 use bytes::Bytes;
 use cluster::{Cluster, describe_entry, describe_role, replica};
-use floe_raft::{Config, EntryKind, FeedState, Nanos, ReplicaId};
+use floe_raft::{Change, Config, EntryKind, FeedState, MembershipChange, Nanos, ReplicaId};
 use std::path::{Path, PathBuf};
 
 const MS: Nanos = 1_000_000;
@@ -28,15 +28,26 @@ fn duration(word: &str) -> Nanos {
     number(ms) as Nanos * MS
 }
 
+fn one_change(what: &str, whom: &str) -> Change {
+    let id = replica(number(whom));
+    match what {
+        "add-voter" => Change::AddVoter(id),
+        "add-learner" => Change::AddLearner(id),
+        "remove" => Change::Remove(id),
+        _ => panic!("unknown change {what}"),
+    }
+}
+
 impl Script {
     fn new(words: Words) -> Self {
         let mut config = Config::default();
-        let mut learners = 0;
+        let (mut learners, mut spares) = (0, 0);
         for setting in &words[1..] {
             let (key, value) = setting.split_once('=').expect("key=value");
             let value = number(value);
             match key {
                 "learners" => learners = value,
+                "spares" => spares = value,
                 "append" => config.append_bytes_max = value,
                 "inflight" => config.inflight_messages_max = value,
                 "uncommitted" => config.uncommitted_bytes_max = value,
@@ -45,13 +56,17 @@ impl Script {
                 _ => panic!("unknown setting {key}"),
             }
         }
-        Self { cluster: Cluster::new(number(words[0]), learners, config, 1), next_beat: BEAT_NS }
+        Self {
+            cluster: Cluster::with_spares(number(words[0]), learners, spares, config, 1),
+            next_beat: BEAT_NS,
+        }
     }
 
     fn run(&mut self, command: &str, words: Words) {
         match command {
             "campaign" | "timeout" | "propose" | "propose-size" | "read" | "transfer" | "wedge"
             | "unwedge" => self.ask(command, words),
+            "change" | "joint" | "leave" => self.change(command, words),
             "deliver" | "drop" | "repeat" | "partition" | "heal" | "net" => self.network(command, words),
             "auto-persist" | "auto-apply" | "persist" | "apply" => self.durability(command, words),
             "advance" | "run" | "beat" | "stabilize" | "settle" => self.time(command, words),
@@ -59,7 +74,7 @@ impl Script {
             "compact" | "snapshot" | "snapshot-lost" | "snapshot-delivered" | "unreachable" => {
                 self.log_upkeep(command, words)
             }
-            "status" | "log" | "progress" | "deadline" => self.look(command, words),
+            "status" | "members" | "log" | "progress" | "deadline" => self.look(command, words),
             _ => panic!("unknown command {command}"),
         }
     }
@@ -94,6 +109,31 @@ impl Script {
                 self.propose(node, data)
             }
         };
+        if let Some(Some(refused)) = refused {
+            self.cluster.say(format!("refused: {refused}"));
+        }
+    }
+
+    /// Proposes a membership change; `force` among the words forces it.
+    fn change(&mut self, command: &str, words: Words) {
+        let force = words.contains(&"force");
+        let words: Vec<&str> = words.iter().copied().filter(|word| *word != "force").collect();
+        let change = match command {
+            "change" => MembershipChange::Simple(one_change(words[1], words[2])),
+            "leave" => MembershipChange::LeaveJoint,
+            _ => {
+                let auto_leave = match words[1] {
+                    "auto" => true,
+                    "explicit" => false,
+                    word => panic!("{word} is neither auto nor explicit"),
+                };
+                let changes = words[2..].chunks(2).map(|pair| one_change(pair[0], pair[1])).collect();
+                MembershipChange::EnterJoint { changes, auto_leave }
+            }
+        };
+        let refused = self
+            .cluster
+            .with(number(words[0]), |raft, now| raft.propose_membership(now, &change, force, b"").err());
         if let Some(Some(refused)) = refused {
             self.cluster.say(format!("refused: {refused}"));
         }
@@ -257,6 +297,11 @@ impl Script {
                     status.durable,
                     status.first,
                     status.last,
+                )],
+                "members" => vec![format!(
+                    "r{node} {} since {}",
+                    cluster::describe_membership(&status.membership),
+                    status.membership_index
                 )],
                 "log" => {
                     let entries = raft.entries(status.first, status.last.index, usize::MAX);

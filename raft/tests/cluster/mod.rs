@@ -77,6 +77,12 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn new(voters: usize, learners: usize, config: Config, seed: u64) -> Self {
+        Self::with_spares(voters, learners, 0, config, seed)
+    }
+
+    /// With `spares` more, which are running but no members: they can be added.
+    pub fn with_spares(voters: usize, learners: usize, spares: usize, config: Config, seed: u64) -> Self {
+        let count = voters + learners + spares;
         let membership = Membership {
             learners: (voters + 1..=voters + learners).map(replica).collect(),
             ..Membership::of_voters((1..=voters).map(replica))
@@ -88,7 +94,7 @@ impl Cluster {
             now: 0,
             config,
             seed,
-            side: vec![0; voters + learners],
+            side: vec![0; count],
             auto_persist: true,
             auto_apply: true,
             trace: Vec::new(),
@@ -97,7 +103,7 @@ impl Cluster {
             leaders: BTreeMap::new(),
             ready: Ready::default(),
         };
-        for number in 1..=voters + learners {
+        for number in 1..=count {
             cluster.nodes.push(Node {
                 id: replica(number),
                 raft: None,
@@ -239,6 +245,7 @@ impl Cluster {
         let disk = &mut node.disk;
         if to > disk.base.index && to <= raft.applied_index() {
             let mark = Mark::new(raft.term_at(to).expect("applied and not compacted"), to);
+            disk.membership = raft.membership_at(to).clone();
             disk.entries.retain(|entry| entry.mark.index > to);
             disk.base = mark;
             raft.compact(to);
@@ -252,7 +259,7 @@ impl Cluster {
         let index = raft.applied_index();
         let mark = Mark::new(raft.term_at(index).expect("applied, so at or after the base"), index);
         let stamp = LeaderStamp::default();
-        let body = Body::InstallSnapshot { mark, membership: raft.membership().clone(), stamp };
+        let body = Body::InstallSnapshot { mark, membership: raft.membership_at(index).clone(), stamp };
         let message = Message { from: replica(from), to: replica(to), term: raft.term(), body };
         self.nodes[from - 1].snapshots_needed.retain(|peer| *peer != replica(to));
         self.post(message);
@@ -344,7 +351,9 @@ impl Cluster {
     // --- the paper's properties
 
     fn check(&mut self, number: usize) {
-        let raft = self.nodes[number - 1].raft();
+        let node = &self.nodes[number - 1];
+        let raft = node.raft();
+        check_membership_in_force(raft, &node.disk);
         if raft.is_leader() {
             let (term, id) = (raft.term(), raft.id());
             let elected = *self.leaders.entry(term).or_insert(id);
@@ -396,6 +405,16 @@ impl Cluster {
     }
 }
 
+/// The membership in force is the newest in the log, else the stored one (paper §6).
+fn check_membership_in_force(raft: &Raft, disk: &Disk) {
+    let entries = raft.entries(raft.first_index(), raft.last_mark().index, usize::MAX);
+    let newest = entries.iter().rfind(|entry| entry.kind == EntryKind::Membership);
+    let from_log = newest.map(|entry| Membership::decode(&entry.data).expect("it was let in").0);
+    let expected = from_log.as_ref().unwrap_or(&disk.membership);
+    let in_force = raft.membership();
+    assert!(in_force == expected, "{}: {in_force:?} is in force, not {expected:?}", raft.id());
+}
+
 impl PendingWrite {
     fn save(&self, disk: &mut Disk) {
         if let Some(hard) = self.hard {
@@ -441,9 +460,28 @@ pub fn command(mark: Mark, data: &str) -> Entry {
 pub fn describe_entry(entry: &Entry) -> String {
     match entry.kind {
         EntryKind::Noop => format!("{}:noop", entry.mark),
+        EntryKind::Membership => {
+            let (membership, _) = Membership::decode(&entry.data).expect("a membership");
+            format!("{}:{}", entry.mark, describe_membership(&membership))
+        }
         _ if entry.data.len() > 8 => format!("{}:[{}]", entry.mark, entry.data.len()),
         _ => format!("{}:{}", entry.mark, String::from_utf8_lossy(&entry.data)),
     }
+}
+
+/// `{voters}`, or `{incoming}&{outgoing}`; `+learners`, `~learners to be`, `auto`.
+pub fn describe_membership(membership: &Membership) -> String {
+    let list = |ids: &[ReplicaId]| ids.iter().map(|id| id.get().to_string()).collect::<Vec<_>>().join(",");
+    let mut text = format!("{{{}}}", list(&membership.voters));
+    if membership.is_joint() {
+        text += &format!("&{{{}}}", list(&membership.voters_outgoing));
+    }
+    for (sign, ids) in [('+', &membership.learners), ('~', &membership.learners_next)] {
+        if !ids.is_empty() {
+            text += &format!("{sign}{}", list(ids));
+        }
+    }
+    text + if membership.auto_leave { "auto" } else { "" }
 }
 
 pub fn describe(message: &Message) -> String {
