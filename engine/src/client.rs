@@ -11,7 +11,7 @@ use bytes::Bytes;
 use floe_raft::Nanos;
 use floe_shard::descriptor::{Descriptor, KeyRange};
 use floe_shard::request::{
-    Answer, BusyReason, Consistency, Query, Refusal, Request, Row, UnknownReason, Versioned,
+    Answer, BusyReason, Consistency, MemberChange, Query, Refusal, Request, Row, UnknownReason, Versioned,
 };
 use floe_shard::{
     CommandError, KEY_BYTES_MAX, NodeId, ShardId, ShardMap, WriteBatch, encode, encode_delete, encode_put,
@@ -243,6 +243,30 @@ impl Client {
             Answer::Refused(refusal) => Err(TransferError::from_refusal(refusal)),
             Answer::Unknown(reason) => Err(TransferError::OutcomeUnknown(reason)),
             _ => Err(TransferError::OutcomeUnknown(UnknownReason::BadAnswer)),
+        }
+    }
+
+    /// Changes the members of a shard: adds a learner, promotes, demotes or removes a node's replica; several changes
+    /// at once go through a joint configuration, so that a replacement is never a voter short. Returns once
+    /// the change is committed. A new replica is created and fed afterwards: a promotion is refused until it
+    /// has caught up, and so is whatever would leave too few live voters, unless `force` is set. At most
+    /// [`MEMBER_CHANGES_MAX`](floe_shard::MEMBER_CHANGES_MAX) changes, about different nodes; data of a removed
+    /// replica is destroyed.
+    ///
+    /// # Errors
+    /// See [`WriteError`]. [`WriteError::Busy`] with [`BusyReason::MemberChange`] if an earlier change isn't finished.
+    pub fn change_members_blocking(
+        &self,
+        shard: ShardId,
+        changes: &[MemberChange],
+        force: bool,
+    ) -> Result<(), WriteError> {
+        let request = Request::ChangeMembers { shard, changes: changes.to_vec(), force };
+        match self.post(shard, request).map_err(WriteError::from_refusal)?.wait() {
+            Answer::Done => Ok(()),
+            Answer::Refused(refusal) => Err(WriteError::from_refusal(refusal)),
+            Answer::Unknown(reason) => Err(WriteError::OutcomeUnknown(reason)),
+            answer => Err(WriteError::Unavailable(format!("an answer of the wrong kind: {answer:?}"))),
         }
     }
 

@@ -178,6 +178,7 @@ fn explain(refusal: &Refusal) -> String {
         Refusal::BadCommand { reason } => format!("the command was refused: {reason}"),
         Refusal::Overwritten => "a change of leader dropped it".into(),
         Refusal::Unavailable { reason } => reason.clone(),
+        Refusal::BadChange { reason } => format!("the members can't be changed so: {reason}"),
         Refusal::NotAMember { node } => format!("node {node} has no replica of the shard"),
         other => format!("{other:?}"),
     }

@@ -72,6 +72,8 @@ pub use worker::MachineFactory;
 
 pub use floe_raft::ConfigError;
 pub use floe_shard::descriptor::{Descriptor, KeyRange};
-pub use floe_shard::request::{BusyReason, Consistency, Row, UnknownReason, Versioned};
+pub use floe_shard::request::{
+    BusyReason, Consistency, MEMBER_CHANGES_MAX, MemberChange, Row, Seat, UnknownReason, Versioned,
+};
 pub use floe_shard::state_machine;
 pub use floe_shard::{CommandError, NodeId, ShardId, WriteBatch};

@@ -220,7 +220,7 @@ fn bad_answer(config: &WorkerConfig, peer: CoreAddr, request: &Request, answer: 
         "a peer's answer doesn't fit the request; is it faulty?"
     );
     match request {
-        Request::Write { .. } | Request::TransferLeadership { .. } => {
+        Request::Write { .. } | Request::TransferLeadership { .. } | Request::ChangeMembers { .. } => {
             Answer::Unknown(UnknownReason::BadAnswer)
         }
         Request::Read { .. } => {

@@ -12,7 +12,7 @@ use crate::settle::Settling;
 use crate::start::{Found, FoundAll};
 use crate::wal::{FrameSeq, Record, Wal, WalConfig};
 use crate::worker::WorkerConfig;
-use floe_raft::Nanos;
+use floe_raft::{Entry, EntryKind, Membership, Nanos};
 use floe_shard::descriptor::Descriptor;
 use floe_shard::output::{LogWrite, Output, PersistToken, RefusedMessage};
 use floe_shard::peer::{PeerBatch, PeerMessage};
@@ -88,6 +88,7 @@ impl Running {
         let report = report(record, &found);
         for (&shard, &lowest_replica) in &found.tombstones {
             wal.append(Record::ShardTombstone { shard, lowest_replica });
+            multi.forbid(shard, lowest_replica);
         }
         let known: Vec<ShardId> = found.shards.iter().map(|found| found.state.shard).collect();
         for shard in found.shards {
@@ -309,6 +310,10 @@ impl Running {
         for remove in output.dump_removes.drain(..) {
             self.dumps.remove(remove, &mut effects.disk);
         }
+        for descriptor in output.creates.drain(..) {
+            let machine = (self.config.machines)(descriptor.shard);
+            self.multi.create(now, descriptor, machine);
+        }
         for RefusedMessage { peer, shard, from, why } in output.refused.drain(..) {
             let me = self.config.me;
             tracing::warn!(core = %me, %peer, %shard, %from, %why, "a peer's message is refused; is it faulty?");
@@ -452,6 +457,7 @@ fn record(write: LogWrite) -> Record {
         LogWrite::SnapshotInstall { shard, replica, mark, generation, descriptor, keep_suffix } => {
             Record::SnapshotInstall { shard, replica, mark, generation, descriptor, keep_suffix }
         }
+        LogWrite::Tombstone { shard, lowest_replica } => Record::ShardTombstone { shard, lowest_replica },
         LogWrite::Reset(state) => Record::ShardReset(state),
     }
 }
@@ -501,6 +507,12 @@ fn restore(now: Nanos, config: &WorkerConfig, found: Found, multi: &mut MultiRaf
         machine.restore(&body).map_err(|error| damaged(format!("{error:?}")))?;
         // A flush is one record that names the dump; the descriptor of that moment lies in the dump.
         state.descriptor = head.descriptor.encode();
+    }
+    let no_membership =
+        |entry: &&Entry| entry.kind == EntryKind::Membership && Membership::decode(&entry.data).is_none();
+    if let Some(entry) = state.entries.iter().find(no_membership) {
+        let why = format!("shard {}: entry {} holds no sound membership", state.shard, entry.mark);
+        return Err(Failure::Corrupt(why));
     }
     multi.restore(now, state, machine, moved);
     Ok(())

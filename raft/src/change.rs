@@ -149,6 +149,12 @@ impl Raft {
         self.members.at(index)
     }
 
+    /// Whether this replica leads, and `peer` has answered nothing in this term: it may not exist yet.
+    pub fn is_unheard(&self, peer: ReplicaId) -> bool {
+        let Role::Leader(leader) = &self.role else { return false };
+        leader.peers.iter().any(|known| known.id == peer && known.matched == 0 && known.stamp_ns == 0)
+    }
+
     /// Index of the entry that brought the membership in force; that of the stored state, if none did. The
     /// change is committed once [`Raft::commit`] gets there.
     pub fn membership_index(&self) -> Index {

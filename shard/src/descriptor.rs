@@ -35,6 +35,39 @@ pub enum ReplicaRole {
     Voter = 0,
     /// Receives the log, doesn't vote.
     Learner = 1,
+    /// Votes in the incoming half of a joint configuration alone, then is a voter.
+    Incoming = 2,
+    /// Votes in the outgoing half of a joint configuration alone, then is gone.
+    Outgoing = 3,
+    /// Votes in the outgoing half of a joint configuration alone, then is a learner.
+    Demoted = 4,
+}
+
+impl ReplicaRole {
+    /// The role with this number; `None` if this version doesn't know it.
+    pub const fn from_u8(role: u8) -> Option<Self> {
+        match role {
+            0 => Some(Self::Voter),
+            1 => Some(Self::Learner),
+            2 => Some(Self::Incoming),
+            3 => Some(Self::Outgoing),
+            4 => Some(Self::Demoted),
+            _ => None,
+        }
+    }
+
+    /// The role of `id`, which takes part in `membership`.
+    fn in_membership(membership: &Membership, id: ReplicaId) -> Self {
+        let votes = membership.voters.contains(&id);
+        let voted = membership.voters_outgoing.contains(&id);
+        match (votes, voted) {
+            (true, false) if membership.is_joint() => Self::Incoming,
+            (true, _) => Self::Voter,
+            (false, true) if membership.learners_next.contains(&id) => Self::Demoted,
+            (false, true) => Self::Outgoing,
+            (false, false) => Self::Learner,
+        }
+    }
 }
 
 /// Where one replica lives.
@@ -76,13 +109,49 @@ impl Descriptor {
         self.replicas.iter().find(|place| place.replica == replica).map(|place| place.node)
     }
 
-    /// Raft's view of the members.
+    /// Whether `replica` was a member and is none any more: ids are given out in order.
+    pub fn has_removed(&self, replica: ReplicaId) -> bool {
+        replica.get() < self.next_replica_id && self.node_of(replica).is_none()
+    }
+
+    /// Raft's view of the members. A joint configuration is always one that its leader leaves by itself.
     pub fn membership(&self) -> Membership {
-        let of = |role| move |place: &&ReplicaPlace| place.role == role;
-        let ids = |role| self.replicas.iter().filter(of(role)).map(|place| place.replica);
+        use ReplicaRole::{Demoted, Incoming, Learner, Outgoing, Voter};
+        let ids = |roles: &[ReplicaRole]| {
+            let of_role = self.replicas.iter().filter(|place| roles.contains(&place.role));
+            of_role.map(|place| place.replica).collect::<Vec<_>>()
+        };
+        let is_joint = !ids(&[Incoming, Outgoing, Demoted]).is_empty();
         Membership {
-            learners: ids(ReplicaRole::Learner).collect(),
-            ..Membership::of_voters(ids(ReplicaRole::Voter))
+            voters: ids(&[Voter, Incoming]),
+            voters_outgoing: if is_joint { ids(&[Voter, Outgoing, Demoted]) } else { Vec::new() },
+            learners: ids(&[Learner]),
+            learners_next: ids(&[Demoted]),
+            auto_leave: is_joint,
         }
+    }
+
+    /// The descriptor with these members, under the next membership version. `newcomers` says where those
+    /// live that are not in it yet. `None` if that isn't known of all, or the membership is one that a
+    /// descriptor can't say.
+    pub fn with_membership(
+        &self,
+        membership: &Membership,
+        newcomers: &[(ReplicaId, NodeId)],
+    ) -> Option<Self> {
+        let place = |replica: ReplicaId| {
+            let new = || newcomers.iter().find(|(id, _)| *id == replica).map(|&(_, node)| node);
+            let role = ReplicaRole::in_membership(membership, replica);
+            Some(ReplicaPlace { replica, node: self.node_of(replica).or_else(new)?, role })
+        };
+        let replicas = membership.members().into_iter().map(place).collect::<Option<Vec<_>>>()?;
+        let highest = replicas.last().map_or(0, |place| place.replica.get());
+        let next = Self {
+            epoch: Epoch { membership: self.epoch.membership + 1, ..self.epoch },
+            next_replica_id: self.next_replica_id.max(highest + 1),
+            replicas,
+            ..self.clone()
+        };
+        (next.membership() == *membership).then_some(next)
     }
 }

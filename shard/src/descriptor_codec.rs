@@ -7,7 +7,8 @@
 //! 37  start_len u32 | end_len u32 | replica_count u32
 //! 49  start | end | replica_count x { replica u64, node u64, role u8 }
 //! ```
-//! All numbers little-endian, no padding, nothing after the last replica.
+//! All numbers little-endian, no padding, nothing after the last replica. Replicas are in order of id, and
+//! form a membership that can be ([`floe_raft::Membership::broken_rule`]).
 
 use crate::cursor::Cursor;
 use crate::descriptor::{Descriptor, KeyRange, ReplicaPlace, ReplicaRole};
@@ -95,17 +96,14 @@ fn read_body(cursor: &mut Cursor<'_>) -> Option<Descriptor> {
     }
     let replicas = (0..count).map(|_| read_replica(cursor)).collect::<Option<Vec<_>>>()?;
     let range = KeyRange { start, end };
-    Some(Descriptor { shard, range, epoch, replicas, next_replica_id, feature_level })
+    let descriptor = Descriptor { shard, range, epoch, replicas, next_replica_id, feature_level };
+    descriptor.membership().broken_rule().is_none().then_some(descriptor)
 }
 
 fn read_replica(cursor: &mut Cursor<'_>) -> Option<ReplicaPlace> {
     let replica = ReplicaId::new(cursor.u64()?)?;
     let node = NodeId(cursor.u64()?);
-    let role = match cursor.u8()? {
-        0 => ReplicaRole::Voter,
-        1 => ReplicaRole::Learner,
-        _ => return None,
-    };
+    let role = ReplicaRole::from_u8(cursor.u8()?)?;
     Some(ReplicaPlace { replica, node, role })
 }
 

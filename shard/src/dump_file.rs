@@ -19,7 +19,7 @@ use crate::ids::ShardId;
 use crate::state_machine::Dump;
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
-use floe_raft::{Mark, Membership, ReplicaId};
+use floe_raft::{Mark, Membership};
 use std::fmt;
 
 const MAGIC: &[u8; 8] = b"FLOEDUMP";
@@ -123,7 +123,7 @@ impl Dump for RawDump {
 
 fn encode_head(head: &DumpHead, body_len: u64) -> Vec<u8> {
     let descriptor = head.descriptor.encode();
-    let membership = encode_membership(&head.membership);
+    let membership = head.membership.encode(b"");
     let head_len = (FIXED_BYTES + descriptor.len() + membership.len()).next_multiple_of(8);
     let mut out = Vec::with_capacity(head_len);
     out.extend_from_slice(MAGIC);
@@ -191,43 +191,10 @@ fn file_checksum(file: &[u8]) -> u64 {
     digest.finalize()
 }
 
-fn encode_membership(membership: &Membership) -> Vec<u8> {
-    let lists =
-        [&membership.voters, &membership.voters_outgoing, &membership.learners, &membership.learners_next];
-    let mut out = vec![u8::from(membership.auto_leave)];
-    for list in lists {
-        out.extend_from_slice(&(list.len() as u32).to_le_bytes());
-        for id in list {
-            out.extend_from_slice(&id.get().to_le_bytes());
-        }
-    }
-    out
-}
-
+/// A membership as in an entry ([`Membership::encode`]), with nothing after it.
 fn decode_membership(bytes: &[u8]) -> Option<Membership> {
-    let mut cursor = Cursor::new(bytes);
-    let auto_leave = match cursor.u8()? {
-        0 => false,
-        1 => true,
-        _ => return None,
-    };
-    let membership = Membership {
-        voters: read_ids(&mut cursor)?,
-        voters_outgoing: read_ids(&mut cursor)?,
-        learners: read_ids(&mut cursor)?,
-        learners_next: read_ids(&mut cursor)?,
-        auto_leave,
-    };
-    cursor.is_empty().then_some(membership)
-}
-
-/// Sorted, without duplicates, as [`Membership`] asks.
-fn read_ids(cursor: &mut Cursor<'_>) -> Option<Vec<ReplicaId>> {
-    let count = cursor.len32()?;
-    let bytes = cursor.take(count.checked_mul(8)?)?;
-    let ids = bytes.as_chunks::<8>().0.iter().map(|id| ReplicaId::new(u64::from_le_bytes(*id)));
-    let ids = ids.collect::<Option<Vec<_>>>()?;
-    ids.is_sorted_by(|a, b| a < b).then_some(ids)
+    let (membership, rest) = Membership::decode(&Bytes::copy_from_slice(bytes))?;
+    rest.is_empty().then_some(membership)
 }
 
 #[cfg(test)]

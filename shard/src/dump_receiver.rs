@@ -20,7 +20,7 @@ impl MultiRaft {
         let PeerMessage::DumpOffer { shard, from, to, term, generation, mark, len } = message else { return };
         let Some(slot) = self.running(shard).filter(|&slot| self.replicas[slot].id == to) else { return };
         let replica = &self.replicas[slot];
-        let is_members = replica.descriptor.node_of(from) == Some(addr.node);
+        let is_members = replica.route(from) == Some(addr);
         if !is_members || term < replica.raft.term() || replica.install.is_some() {
             return;
         }

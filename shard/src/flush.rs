@@ -10,7 +10,7 @@
 use crate::dump_file::{DumpFile, DumpHead};
 use crate::ids::ShardId;
 use crate::multi_raft::MultiRaft;
-use crate::output::{DumpSave, LogWrite, Output};
+use crate::output::{DumpRemove, DumpSave, LogWrite, Output};
 use crate::replica::{OnDurable, Replica};
 use bytes::Bytes;
 use floe_raft::{Mark, Nanos, ReplicaId};
@@ -53,10 +53,11 @@ impl MultiRaft {
         generation: u64,
         ok: Result<(), String>,
     ) {
-        let Some(&slot) = self.slots.get(&shard) else { return };
-        if self.replicas[slot].id != replica {
-            return;
-        }
+        let slot = self.slots.get(&shard).copied().filter(|&slot| self.replicas[slot].id == replica);
+        let Some(slot) = slot else {
+            // Of a replica that was destroyed meanwhile: nothing will ever name it.
+            return self.outbox.dump_removes.push(DumpRemove { shard, replica, generation });
+        };
         let flush = &mut self.replicas[slot].flush;
         match flush.running.take_if(|running| running.generation == generation) {
             Some(running) => {
@@ -165,11 +166,19 @@ impl MultiRaft {
 impl Replica {
     fn start_flush(&mut self) -> DumpSave {
         let generation = self.take_generation();
+        let membership = self.raft.membership_at(self.applied.index).clone();
+        assert!(
+            membership == self.descriptor.membership(),
+            "{}: {membership:?} at {}, but the descriptor says {:?}",
+            self.shard,
+            self.applied,
+            self.descriptor
+        );
         let head = DumpHead {
             shard: self.shard,
             mark: self.applied,
             descriptor: self.descriptor.clone(),
-            membership: self.raft.membership().clone(),
+            membership,
         };
         let data = Box::new(DumpFile::new(&head, self.machine.dump()));
         self.flush.running = Some(RunningFlush {

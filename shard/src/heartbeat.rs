@@ -57,11 +57,13 @@ impl MultiRaft {
             PeerMessage::DumpOffer { shard, from, .. }
             | PeerMessage::DumpPull { shard, from, .. }
             | PeerMessage::DumpChunk { shard, from, .. }
+            | PeerMessage::Placement { shard, from, .. }
                 if !self.may_speak_for(addr, shard, from) => {}
             PeerMessage::Raft { shard, message, .. } => self.step(addr, shard, message),
             PeerMessage::DumpOffer { .. } => self.on_dump_offer(addr, message),
             PeerMessage::DumpPull { .. } => self.on_dump_pull(message),
             PeerMessage::DumpChunk { .. } => self.on_dump_chunk(message),
+            PeerMessage::Placement { .. } => self.on_placement(message),
             PeerMessage::Request { .. } | PeerMessage::Answer { .. } => {}
         }
     }
@@ -76,6 +78,10 @@ impl MultiRaft {
         if let Some(slot) = self.running(shard)
             && self.may_speak_for(peer, shard, from)
         {
+            if matches!(message.body, Body::PreVote { .. }) {
+                self.tell_removed(slot, peer, from);
+            }
+            self.replicas[slot].learn_route(from, peer);
             if let Err(nonsense) = self.replicas[slot].raft.step(self.now, message) {
                 let why = Fault::Nonsense(nonsense);
                 return self.refuse(RefusedMessage { peer, shard, from, why });
@@ -109,9 +115,10 @@ impl MultiRaft {
             return; // a beat says that this core can do its work
         }
         self.beat_owed = true;
-        for &slot in &self.leaders {
+        for slot in self.leaders.iter().copied().collect::<Vec<_>>() {
             self.replicas[slot].raft.beat(self.now);
             self.queue.push(slot);
+            self.order_placements(slot);
         }
         self.use_head_starts();
         self.look_after_transfers();

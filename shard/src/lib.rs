@@ -40,6 +40,11 @@
 //! The Raft log is the only journal, and a *dump* is what lets it be cut: `flush.rs`. A follower whose next entry
 //! is gone pulls the leader's dump: `transfer.rs`. The file's format: `dump_file.rs`; [`open_dump`] checks it.
 //!
+//! # Members
+//!
+//! Replicas are added, promoted, demoted and removed through the log: `members.rs`
+//! ([`Request::ChangeMembers`]). New ones are created by an order alone, removed ones destroyed for good.
+//!
 //! # Invariants
 //!
 //! - A replica says nothing before its first record is durable, and nothing of a vote or an entry
@@ -51,7 +56,7 @@
 //!
 //! # What is not implemented
 //!
-//! Quiescence of idle groups, leases, membership changes, splits and merges, sessions, reads on followers
+//! Quiescence of idle groups, leases, splits and merges, sessions, reads on followers
 //! by a forwarded ReadIndex, and a memory budget over all shards of a core (each shard has its own:
 //! [`ShardConfig::log_bytes_max`]).
 #![forbid(unsafe_code)]
@@ -69,6 +74,7 @@ mod dump_sender;
 mod flush;
 mod heartbeat;
 pub mod ids;
+mod members;
 mod memory_store;
 mod multi_raft;
 pub mod output;
@@ -98,6 +104,7 @@ pub use descriptor::{Descriptor, KeyRange, ReplicaPlace, ReplicaRole};
 pub use descriptor_codec::BadDescriptor;
 pub use dump_file::{DumpError, DumpHead, open_dump};
 pub use ids::{CoreAddr, Epoch, NodeId, ShardId};
+pub use members::FOUNDED_AT;
 pub use memory_store::MemoryStore;
 pub use multi_raft::MultiRaft;
 pub use output::{
@@ -105,7 +112,8 @@ pub use output::{
 };
 pub use peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, PeerBatch, PeerMessage};
 pub use request::{
-    Answer, BusyReason, Consistency, Query, Refusal, Request, RequestId, Row, UnknownReason, Versioned,
+    Answer, BusyReason, Consistency, MEMBER_CHANGES_MAX, MemberChange, Query, Refusal, Request, RequestId,
+    Row, Seat, UnknownReason, Versioned,
 };
 pub use shard_map::{ShardMap, pre_split};
 pub use state_machine::{BadPayload, CommandResult, Dump, QueryResult, StateMachine};

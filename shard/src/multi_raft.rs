@@ -8,6 +8,7 @@ use crate::callers::Callers;
 use crate::config::ShardConfig;
 use crate::descriptor::Descriptor;
 use crate::ids::{CoreAddr, NodeId, ShardId};
+use crate::members::FOUNDED_AT;
 use crate::output::{DumpRead, DumpRemove, LogWrite, PersistToken, RefusedMessage, ShardState};
 use crate::peer::PeerMessage;
 use crate::peers::Peers;
@@ -18,7 +19,7 @@ use crate::state_machine::StateMachine;
 use crate::status::Stats;
 use crate::timers::Timers;
 use crate::transfer::ReadOfDump;
-use floe_raft::{HardState, Index, Mark, Nanos, Raft, Ready, Restored, WriteId};
+use floe_raft::{HardState, Index, Nanos, Raft, Ready, Restored, WriteId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// All replicas of one core. Every method is a step of a pure state machine; `now` is monotonic and never goes
@@ -31,6 +32,10 @@ pub struct MultiRaft {
     pub(crate) now: Nanos,
     pub(crate) slots: BTreeMap<ShardId, usize>,
     pub(crate) replicas: Vec<Replica>,
+    /// Slots of replicas that are gone, for the next ones.
+    pub(crate) free: Vec<usize>,
+    /// Of shards without a replica here that had one: the lowest replica that may still come.
+    pub(crate) lowest: BTreeMap<ShardId, u64>,
     pub(crate) queue: ReadyQueue,
     pub(crate) timers: Timers,
     pub(crate) peers: Peers,
@@ -68,6 +73,7 @@ pub(crate) struct Outbox {
     pub(crate) dump_saves: Vec<crate::output::DumpSave>,
     pub(crate) dump_reads: Vec<DumpRead>,
     pub(crate) dump_removes: Vec<DumpRemove>,
+    pub(crate) creates: Vec<Descriptor>,
     pub(crate) refused: Vec<RefusedMessage>,
 }
 
@@ -78,6 +84,7 @@ impl Outbox {
             && self.dump_saves.is_empty()
             && self.dump_reads.is_empty()
             && self.dump_removes.is_empty()
+            && self.creates.is_empty()
             && self.refused.is_empty()
     }
 }
@@ -101,6 +108,8 @@ impl MultiRaft {
             now: 0,
             slots: BTreeMap::new(),
             replicas: Vec::new(),
+            free: Vec::new(),
+            lowest: BTreeMap::new(),
             queue: ReadyQueue::default(),
             timers: Timers::default(),
             callers: Callers::default(),
@@ -137,7 +146,7 @@ impl MultiRaft {
             home_epoch: 1,
             descriptor: descriptor.encode(),
             hard_state: HardState::default(),
-            flushed: Mark::ZERO,
+            flushed: FOUNDED_AT,
             generation: 0,
             entries: Vec::new(),
             lowest_replica: place.replica.get(),
@@ -166,7 +175,7 @@ impl MultiRaft {
         self.add(now, state, descriptor, machine, rehome);
     }
 
-    fn add(
+    pub(crate) fn add(
         &mut self,
         now: Nanos,
         mut state: ShardState,
@@ -198,13 +207,17 @@ impl MultiRaft {
             let record = LogWrite::Reset(Box::new(replica.state()));
             replica.write_own(record, Some(OnDurable::Boot));
         }
-        let slot = self.replicas.len();
+        let slot = self.free.pop().unwrap_or(self.replicas.len());
         let before = self.slots.insert(state.shard, slot);
         assert!(before.is_none(), "{}: {} is here already", self.me, state.shard);
         if replica.head_starts > 0 {
             self.starters.insert(slot);
         }
-        self.replicas.push(replica);
+        if slot == self.replicas.len() {
+            self.replicas.push(replica);
+        } else {
+            self.replicas[slot] = replica;
+        }
         self.touch(slot);
     }
 
@@ -293,6 +306,7 @@ impl MultiRaft {
             match what {
                 OnDurable::Boot => self.replicas[slot].stage = Stage::Running,
                 OnDurable::Remove(generation) => self.remove_dump(slot, generation),
+                OnDurable::Leave => self.finish_leave(slot),
             }
         }
     }

@@ -1,5 +1,6 @@
 //! What one turn of a core's replicas wants done, as plain data in buffers that the worker reuses.
 
+use crate::descriptor::Descriptor;
 use crate::ids::{CoreAddr, NodeId, ShardId};
 use crate::peer::{PeerBatch, PeerMessage};
 use crate::request::{Answer, RequestId};
@@ -56,6 +57,13 @@ pub enum LogWrite {
         descriptor: Bytes,
         /// Whether entries after `mark` stay.
         keep_suffix: bool,
+    },
+    /// The replica here is destroyed for good, with its log: only higher ones may come.
+    Tombstone {
+        /// The shard.
+        shard: ShardId,
+        /// The lowest replica that may come; above the one destroyed.
+        lowest_replica: u64,
     },
     /// The complete live state of one shard: bootstrap, or copied forward to free old segments.
     Reset(Box<ShardState>),
@@ -188,6 +196,8 @@ pub struct Output {
     pub dump_reads: Vec<DumpRead>,
     /// To remove; no report.
     pub dump_removes: Vec<DumpRemove>,
+    /// Replicas that an order of their leaders asks for: create each with [`crate::MultiRaft::create`].
+    pub creates: Vec<Descriptor>,
     /// To be told to an operator: a sample, [`Stats::messages_refused`](crate::status::Stats) counts all.
     pub refused: Vec<RefusedMessage>,
 }

@@ -1,5 +1,6 @@
 //! What the cores of two nodes say to each other: the content of one frame per peer and turn.
 
+use crate::descriptor::Descriptor;
 use crate::ids::{Epoch, NodeId, ShardId};
 use crate::request::{Answer, Request};
 use bytes::Bytes;
@@ -136,6 +137,18 @@ pub enum PeerMessage {
         offset: u64,
         /// The bytes.
         data: Bytes,
+    },
+    /// Leader to the node of a replica: these are the shard's members, as committed and applied. If `to` is
+    /// a learner among them and isn't there, it is to be created; if it is not among them, destroyed.
+    Placement {
+        /// The group.
+        shard: ShardId,
+        /// The leader.
+        from: ReplicaId,
+        /// The replica that the order is about.
+        to: ReplicaId,
+        /// The shard's descriptor.
+        descriptor: Box<Descriptor>,
     },
     /// A client's request, forwarded to the node that leads.
     Request {

@@ -47,6 +47,13 @@ impl Reads {
         self.unasked += 1;
     }
 
+    /// Takes all reads away, unanswered.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = PendingRead> {
+        self.rounds.clear();
+        self.unasked = 0;
+        self.reads.drain(..)
+    }
+
     /// Asks for one round for all reads that came in since the last. Returns whether it did.
     pub(crate) fn ask(&mut self, raft: &mut Raft, now: Nanos) -> bool {
         if self.unasked == 0 {

@@ -8,6 +8,7 @@ use crate::command::split_head;
 use crate::descriptor::Descriptor;
 use crate::flush::Flush;
 use crate::ids::{CoreAddr, ShardId};
+use crate::members::Farewell;
 use crate::output::{LogWrite, ShardState};
 use crate::peers::Peers;
 use crate::proposal::Proposals;
@@ -37,6 +38,8 @@ pub(crate) enum Stage {
     Booting,
     /// It takes part.
     Running,
+    /// It was removed from the shard: it is gone once its tombstone is durable. It hears and says nothing.
+    Leaving,
     /// Its state can't be used any more; why. It hears and says nothing until a restart, which recovers
     /// what was durable.
     Broken(String),
@@ -63,6 +66,8 @@ pub(crate) enum OnDurable {
     Boot,
     /// The dump of this generation is no longer named.
     Remove(u64),
+    /// The replica is gone.
+    Leave,
 }
 
 /// A command whose turn hasn't come: its replica has put enough into this turn.
@@ -105,6 +110,8 @@ pub(crate) struct Replica {
     pub(crate) outgoing: Vec<Outgoing>,
     pub(crate) incoming: Option<Box<Incoming>>,
     pub(crate) install: Option<Install>,
+    /// Removed replicas that are still to be told so, by whoever leads; see `members.rs`.
+    pub(crate) farewells: Vec<Farewell>,
 }
 
 /// What came of one entry, before it is known whether somebody waits for it.
@@ -157,6 +164,7 @@ impl Replica {
             outgoing: Vec::new(),
             incoming: None,
             install: None,
+            farewells: Vec::new(),
         }
     }
 
@@ -215,6 +223,18 @@ impl Replica {
         self.routes.extend(others.filter_map(|place| Some((place.replica, route(place.node)?))));
     }
 
+    /// A message of `replica` came from there. One that isn't in the descriptor may lead all the same: the entry that
+    /// makes it a member may not have been applied here yet.
+    pub(crate) fn learn_route(&mut self, replica: ReplicaId, addr: CoreAddr) {
+        const STRANGERS_MAX: usize = 16;
+        if replica != self.id
+            && self.route(replica).is_none()
+            && self.routes.len() < self.descriptor.replicas.len() + STRANGERS_MAX
+        {
+            self.routes.push((replica, addr));
+        }
+    }
+
     /// Where `replica` can be reached, if it can.
     pub(crate) fn route(&self, replica: ReplicaId) -> Option<CoreAddr> {
         self.routes.iter().find(|(id, _)| *id == replica).map(|&(_, addr)| addr)
@@ -245,7 +265,11 @@ impl Replica {
                 self.apply_admin(entry);
                 Applied::Nothing
             }
-            EntryKind::Noop | EntryKind::Membership => Applied::Nothing,
+            EntryKind::Noop => Applied::Nothing,
+            EntryKind::Membership => {
+                self.apply_membership(entry);
+                Applied::Nothing
+            }
         }
     }
 

@@ -47,15 +47,63 @@ pub enum Request {
         /// The node whose replica is to lead.
         to: NodeId,
     },
+    /// Change the members of a shard: one change by itself, several at once through a joint configuration
+    /// that the leader leaves by itself. Answered with `Done` once the change is committed; for several,
+    /// once the joint configuration is.
+    ChangeMembers {
+        /// The shard.
+        shard: ShardId,
+        /// 1 to [`MEMBER_CHANGES_MAX`], about different nodes.
+        changes: Vec<MemberChange>,
+        /// Even if too few of the resulting voters are known to be alive and caught up.
+        force: bool,
+    },
+}
+
+/// Changes in one request.
+pub const MEMBER_CHANGES_MAX: usize = 16;
+
+/// What is to become of a node's replica of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberChange {
+    /// The node.
+    pub node: NodeId,
+    /// Its seat in the shard from now on.
+    pub to: Seat,
+}
+
+/// What a node can have in a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Seat {
+    /// No replica: the one there is removed, and its data destroyed.
+    Vacant = 0,
+    /// A replica that gets the log and doesn't vote: a new one, or a voter that is demoted.
+    Learner = 1,
+    /// A replica that votes: a learner that is promoted. A newcomer joins as a learner first.
+    Voter = 2,
+}
+
+impl Seat {
+    /// The one with this number; `None` if this version doesn't know it.
+    pub const fn from_u8(seat: u8) -> Option<Self> {
+        match seat {
+            0 => Some(Self::Vacant),
+            1 => Some(Self::Learner),
+            2 => Some(Self::Voter),
+            _ => None,
+        }
+    }
 }
 
 impl Request {
     /// The shard that is asked.
     pub fn shard(&self) -> ShardId {
         match self {
-            Self::Write { shard, .. } | Self::Read { shard, .. } | Self::TransferLeadership { shard, .. } => {
-                *shard
-            }
+            Self::Write { shard, .. }
+            | Self::Read { shard, .. }
+            | Self::TransferLeadership { shard, .. }
+            | Self::ChangeMembers { shard, .. } => *shard,
         }
     }
 
@@ -72,7 +120,7 @@ impl Request {
                 }
                 _ => false,
             },
-            Answer::Done => matches!(self, Self::TransferLeadership { .. }),
+            Answer::Done => matches!(self, Self::TransferLeadership { .. } | Self::ChangeMembers { .. }),
         }
     }
 
@@ -84,6 +132,7 @@ impl Request {
                 Self::Read { query: Query::Get { key }, .. } => key.len(),
                 Self::Read { query: Query::Scan { start, end, .. }, .. } => start.len() + end.len(),
                 Self::TransferLeadership { .. } => 0,
+                Self::ChangeMembers { changes, .. } => size_of_val(&changes[..]),
             }
     }
 }
@@ -212,6 +261,11 @@ pub enum Refusal {
         /// That node.
         node: NodeId,
     },
+    /// The change isn't one that the shard's members can make now.
+    BadChange {
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 /// Which bound made a request be refused.
@@ -228,6 +282,8 @@ pub enum BusyReason {
     Transfer = 3,
     /// The connection to the leader is full.
     Transport = 4,
+    /// An earlier change of the shard's members, or the leader's first entry, isn't committed yet.
+    MemberChange = 5,
 }
 
 /// Why an outcome isn't known.

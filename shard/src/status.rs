@@ -91,6 +91,7 @@ impl Replica {
             fault: match &self.stage {
                 Stage::Running => None,
                 Stage::Booting => Some("its first record is not durable yet".to_owned()),
+                Stage::Leaving => Some("it was removed from the shard".to_owned()),
                 Stage::Broken(why) => Some(why.clone()),
             },
         }

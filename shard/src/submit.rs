@@ -23,6 +23,7 @@ impl MultiRaft {
         let slot = *self.slots.get(&shard).ok_or(Answer::Refused(Refusal::NoSuchShard { shard }))?;
         match &self.replicas[slot].stage {
             Stage::Running => {}
+            Stage::Leaving => return Err(Answer::Refused(Refusal::NoSuchShard { shard })),
             Stage::Booting => return Err(Answer::Refused(Refusal::NotLeader { leader: None })),
             Stage::Broken(reason) => {
                 return Err(Answer::Refused(Refusal::Unavailable { reason: reason.clone() }));
@@ -36,6 +37,10 @@ impl MultiRaft {
                 self.submit_read(slot, PendingRead { id, query, range_epoch }, consistency)?;
             }
             Request::TransferLeadership { to, .. } => self.hand_over(slot, id, to)?,
+            Request::ChangeMembers { changes, force, .. } => {
+                let changed = self.replicas[slot].change_members(self.now, id, &changes, force);
+                changed.map_err(Answer::Refused)?;
+            }
         }
         self.callers.opened();
         self.touch(slot);
@@ -192,6 +197,10 @@ impl Replica {
             Refused::TransferInProgress { .. } => Refusal::Busy(BusyReason::Transfer),
             Refused::TooManyUncommittedBytes => Refusal::Busy(BusyReason::UncommittedBytes),
             Refused::TooManyReads => Refusal::Busy(BusyReason::Requests),
+            Refused::ChangePending { .. } | Refused::NothingCommittedYet => {
+                Refusal::Busy(BusyReason::MemberChange)
+            }
+            Refused::Change(_) | Refused::LosesQuorum => Refusal::BadChange { reason: why.to_string() },
             why => Refusal::Unavailable { reason: why.to_string() },
         }
     }

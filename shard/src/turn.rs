@@ -65,6 +65,9 @@ impl MultiRaft {
             self.queue.push(slot);
         }
         self.timers.arm(slot, self.replicas[slot].raft.deadline());
+        if self.replicas[slot].is_to_leave() {
+            self.leave(slot);
+        }
     }
 
     /// Proposes what earlier turns had no room for, as far as this one has.
@@ -153,8 +156,9 @@ impl MultiRaft {
     }
 
     fn apply(&mut self, slot: usize, ready: &mut Ready, out: &mut Output) {
-        let Self { replicas, callers, stats, .. } = self;
+        let Self { replicas, callers, stats, peers, .. } = self;
         let replica = &mut replicas[slot];
+        let members_before = replica.descriptor.epoch.membership;
         let Some(last) = ready.committed.last().map(|entry| entry.mark.index) else { return };
         stats.applied += ready.committed.len() as u64;
         for entry in ready.committed.drain(..) {
@@ -172,6 +176,9 @@ impl MultiRaft {
             }
         }
         replica.raft.applied(last);
+        if replica.descriptor.epoch.membership != members_before {
+            replica.refresh_routes(peers);
+        }
     }
 
     /// Serves the reads whose round is confirmed and applied, and turns away those whose round was dropped.
@@ -223,6 +230,7 @@ impl MultiRaft {
         out.dump_saves.append(&mut self.outbox.dump_saves);
         out.dump_reads.append(&mut self.outbox.dump_reads);
         out.dump_removes.append(&mut self.outbox.dump_removes);
+        out.creates.append(&mut self.outbox.creates);
         out.refused.append(&mut self.outbox.refused);
     }
 

@@ -7,7 +7,8 @@ use floe_raft::{Body, Entry, EntryKind, FollowerStamp, LeaderStamp, Mark, Member
 use floe_shard::descriptor::{Descriptor, KeyRange, ReplicaPlace, ReplicaRole};
 use floe_shard::peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, PeerBatch, PeerMessage};
 use floe_shard::request::{
-    Answer, BusyReason, Consistency, Query, Refusal, Request, Row, UnknownReason, Versioned,
+    Answer, BusyReason, Consistency, MEMBER_CHANGES_MAX, MemberChange, Query, Refusal, Request, Row, Seat,
+    UnknownReason, Versioned,
 };
 use floe_shard::{Epoch, NodeId, ShardId};
 use rkyv::rend::u64_le;
@@ -157,6 +158,11 @@ impl<'a> Columns<'a> {
                 remaining_ns: remaining_ns.to_native(),
                 request: self.request(request)?,
             },
+            Row::Placement { route, descriptor } => {
+                let (shard, from, to) = ids(route)?;
+                let descriptor = Box::new(self.descriptor(descriptor)?);
+                PeerMessage::Placement { shard, from, to, descriptor }
+            }
             Row::Answer { id, answer } => {
                 PeerMessage::Answer { id: id.to_native(), answer: self.answer(answer)? }
             }
@@ -281,7 +287,26 @@ impl<'a> Columns<'a> {
             Row::TransferLeadership { shard, to } => {
                 Request::TransferLeadership { shard: ShardId(shard.to_native()), to: NodeId(to.to_native()) }
             }
+            Row::ChangeMembers { shard, changes, force } => Request::ChangeMembers {
+                shard: ShardId(shard.to_native()),
+                changes: self.member_changes(changes.to_native() as usize)?,
+                force: *force,
+            },
         })
+    }
+
+    fn member_changes(&mut self, count: usize) -> Result<Vec<MemberChange>> {
+        if count > MEMBER_CHANGES_MAX {
+            return Err(CodecError::Inconsistent("too many changes of members"));
+        }
+        let (rows, _) = take(&self.meta.members, &mut self.member_at, 2 * count)?.as_chunks::<2>();
+        let change = |[node, to]: &[u64_le; 2]| {
+            let number = to.to_native();
+            let to = u8::try_from(number).ok().and_then(Seat::from_u8);
+            let to = to.ok_or(CodecError::Unknown { what: "seat", number })?;
+            Ok(MemberChange { node: NodeId(node.to_native()), to })
+        };
+        rows.iter().map(change).collect()
     }
 
     fn answer(&mut self, answer: &ArchivedWireAnswer) -> Result<Answer> {
@@ -316,6 +341,7 @@ impl<'a> Columns<'a> {
             Row::Overwritten => Refusal::Overwritten,
             Row::DeadlinePassed => Refusal::DeadlinePassed,
             Row::Unavailable => Refusal::Unavailable { reason: self.text()? },
+            Row::BadChange => Refusal::BadChange { reason: self.text()? },
             Row::NotAMember { node } => Refusal::NotAMember { node: NodeId(node.to_native()) },
         };
         Ok(Answer::Refused(refusal))
@@ -340,21 +366,21 @@ impl<'a> Columns<'a> {
         let roles = &self.meta.place_roles[from..from + count];
         let mut replicas = Vec::with_capacity(count);
         for ((id, node), role) in ids.iter().zip(nodes).zip(roles) {
-            let role = match *role {
-                0 => ReplicaRole::Voter,
-                1 => ReplicaRole::Learner,
-                number => return Err(unknown("replica role", number)),
-            };
+            let role = ReplicaRole::from_u8(*role).ok_or(unknown("replica role", *role))?;
             replicas.push(ReplicaPlace { replica: replica(*id)?, node: NodeId(node.to_native()), role });
         }
-        Ok(Descriptor {
+        let descriptor = Descriptor {
             shard: ShardId(row.shard.to_native()),
             range,
             epoch: Epoch { range: row.epoch_range.to_native(), membership: row.epoch_membership.to_native() },
             replicas,
             next_replica_id: row.next_replica_id.to_native(),
             feature_level: row.feature_level.to_native(),
-        })
+        };
+        match descriptor.membership().broken_rule() {
+            None => Ok(descriptor),
+            Some(rule) => Err(CodecError::Inconsistent(rule)),
+        }
     }
 }
 
@@ -401,6 +427,7 @@ fn busy_reason(number: u8) -> Result<BusyReason> {
         2 => Ok(BusyReason::DiskFull),
         3 => Ok(BusyReason::Transfer),
         4 => Ok(BusyReason::Transport),
+        5 => Ok(BusyReason::MemberChange),
         _ => Err(unknown("busy reason", number)),
     }
 }

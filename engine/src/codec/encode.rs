@@ -78,6 +78,7 @@ fn message_bytes(message: &PeerMessage) -> usize {
             _ => 0,
         },
         PeerMessage::DumpOffer { .. } | PeerMessage::DumpPull { .. } => 0,
+        PeerMessage::Placement { descriptor: d, .. } => descriptor(d),
         PeerMessage::DumpChunk { data, .. } => payload(data.len()),
         PeerMessage::Request { request, .. } => payload(request.size()) + ITEM_BYTES,
         PeerMessage::Answer { answer, .. } => match answer {
@@ -89,9 +90,11 @@ fn message_bytes(message: &PeerMessage) -> usize {
             Answer::Refused(
                 Refusal::WrongEpoch { descriptor: d } | Refusal::OutOfRange { descriptor: d },
             ) => descriptor(d),
-            Answer::Refused(Refusal::BadCommand { reason } | Refusal::Unavailable { reason }) => {
-                payload(reason.len())
-            }
+            Answer::Refused(
+                Refusal::BadCommand { reason }
+                | Refusal::Unavailable { reason }
+                | Refusal::BadChange { reason },
+            ) => payload(reason.len()),
             _ => 0,
         },
     };
@@ -179,6 +182,10 @@ impl<'a> Gather<'a> {
                     offset: *offset,
                 }
             }
+            PeerMessage::Placement { shard, from, to, descriptor } => WireMessage::Placement {
+                route: route(*shard, *from, *to),
+                descriptor: self.descriptor(descriptor),
+            },
             PeerMessage::Request { id, origin, remaining_ns, request } => WireMessage::Request {
                 id: *id,
                 origin: origin.0,
@@ -309,6 +316,11 @@ impl<'a> Gather<'a> {
             Request::TransferLeadership { shard, to } => {
                 WireRequest::TransferLeadership { shard: shard.0, to: to.0 }
             }
+            Request::ChangeMembers { shard, changes, force } => {
+                let numbers = changes.iter().flat_map(|change| [change.node.0, change.to as u64]);
+                self.meta.members.extend(numbers);
+                WireRequest::ChangeMembers { shard: shard.0, changes: narrow(changes.len()), force: *force }
+            }
         }
     }
 
@@ -357,6 +369,10 @@ impl<'a> Gather<'a> {
                 WireAnswer::Unavailable
             }
             Refusal::NotAMember { node } => WireAnswer::NotAMember { node: node.0 },
+            Refusal::BadChange { reason } => {
+                self.text(reason);
+                WireAnswer::BadChange
+            }
             other => {
                 // A reason of a later version of the shard crate: the request surely had no effect.
                 tracing::error!(?other, "a refusal without an encoding is sent as 'unavailable'");

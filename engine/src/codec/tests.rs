@@ -5,7 +5,8 @@ use floe_raft::{Body, Entry, EntryKind, FollowerStamp, LeaderStamp, Mark, Member
 use floe_shard::descriptor::{Descriptor, KeyRange, ReplicaPlace, ReplicaRole};
 use floe_shard::peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, PeerBatch, PeerMessage};
 use floe_shard::request::{
-    Answer, BusyReason, Consistency, Query, Refusal, Request, Row, UnknownReason, Versioned,
+    Answer, BusyReason, Consistency, MemberChange, Query, Refusal, Request, Row, Seat, UnknownReason,
+    Versioned,
 };
 use floe_shard::{Epoch, NodeId, ShardId};
 use rkyv::util::AlignedVec;
@@ -123,7 +124,7 @@ impl Prng {
     fn request(&mut self) -> Request {
         let consistency = [Consistency::Linearizable, Consistency::Stale][self.below(2) as usize];
         let (shard, range_epoch) = (self.shard(), self.number());
-        match self.below(4) {
+        match self.below(5) {
             0 => Request::Write { shard, command: self.bytes() },
             1 => Request::Read { shard, range_epoch, query: Query::Get { key: self.bytes() }, consistency },
             2 => Request::Read {
@@ -138,18 +139,29 @@ impl Prng {
                 },
                 consistency,
             },
+            3 => {
+                let one = |p: &mut Self| MemberChange {
+                    node: p.node(),
+                    to: Seat::from_u8(p.below(3) as u8).unwrap(),
+                };
+                let count = self.below(4);
+                let changes = (0..count).map(|_| one(self)).collect();
+                Request::ChangeMembers { shard, changes, force: self.flag() }
+            }
             _ => Request::TransferLeadership { shard, to: self.node() },
         }
     }
 
     fn descriptor(&mut self) -> Box<Descriptor> {
-        let roles = [ReplicaRole::Voter, ReplicaRole::Learner];
-        let replicas = (0..self.below(6)).map(|_| ReplicaPlace {
-            replica: self.id(),
-            node: self.node(),
-            role: roles[self.below(2) as usize],
-        });
-        let replicas = replicas.collect();
+        let (mut id, count) = (0, 1 + self.below(6));
+        // The first one votes in both halves: with any roles of the others that is a membership.
+        let place = |at: u64| {
+            id += 1 + self.below(1 << 20);
+            let role = if at == 0 { 0 } else { self.below(5) as u8 };
+            let (replica, role) = (ReplicaId::new(id).unwrap(), ReplicaRole::from_u8(role).unwrap());
+            ReplicaPlace { replica, node: self.node(), role }
+        };
+        let replicas = (0..count).map(place).collect();
         Box::new(Descriptor {
             shard: self.shard(),
             range: KeyRange { start: self.bytes(), end: self.bytes() },
@@ -165,7 +177,7 @@ impl Prng {
     }
 
     fn answer(&mut self) -> Answer {
-        let refusal = match self.below(18) {
+        let refusal = match self.below(19) {
             0 => return Answer::Written { version: self.number() },
             1 => return Answer::ConditionFailed { condition: self.next() as u32 },
             2 => return Answer::Value(None),
@@ -184,8 +196,15 @@ impl Prng {
             }
             7 => {
                 use BusyReason as B;
-                let all = [B::Requests, B::UncommittedBytes, B::DiskFull, B::Transfer, B::Transport];
-                Refusal::Busy(all[self.below(5) as usize])
+                let all = [
+                    B::Requests,
+                    B::UncommittedBytes,
+                    B::DiskFull,
+                    B::Transfer,
+                    B::Transport,
+                    B::MemberChange,
+                ];
+                Refusal::Busy(all[self.below(6) as usize])
             }
             8 => Refusal::NotLeader { leader: None },
             9 => Refusal::NotLeader { leader: Some(self.node()) },
@@ -196,6 +215,7 @@ impl Prng {
             14 => Refusal::Overwritten,
             15 => Refusal::DeadlinePassed,
             16 => Refusal::Unavailable { reason: self.text() },
+            17 => Refusal::BadChange { reason: self.text() },
             _ => Refusal::NotAMember { node: self.node() },
         };
         Answer::Refused(refusal)
@@ -204,7 +224,8 @@ impl Prng {
     fn message(&mut self) -> PeerMessage {
         let (shard, from, to, generation) = (self.shard(), self.id(), self.id(), self.number());
         let term = self.number();
-        match self.below(9) {
+        match self.below(10) {
+            9 => PeerMessage::Placement { shard, from, to, descriptor: self.descriptor() },
             0 => {
                 let (mark, len) = (self.mark(), self.number());
                 PeerMessage::DumpOffer { shard, from, to, term, generation, mark, len }

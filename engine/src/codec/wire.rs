@@ -93,6 +93,7 @@ pub(super) enum WireMessage {
     DumpChunk { route: WireRoute, generation: u64, offset: u64 },
     Request { id: u64, origin: u64, remaining_ns: u64, request: WireRequest },
     Answer { id: u64, answer: WireAnswer },
+    Placement { route: WireRoute, descriptor: WireDescriptor },
 }
 
 #[derive(Archive, Serialize)]
@@ -158,10 +159,32 @@ pub(super) enum WireBody {
 
 #[derive(Archive, Serialize)]
 pub(super) enum WireRequest {
-    Write { shard: u64 },
-    Get { shard: u64, range_epoch: u64, consistency: u8 },
-    Scan { shard: u64, range_epoch: u64, consistency: u8, limit: u32, bytes_max: u32, reverse: bool },
-    TransferLeadership { shard: u64, to: u64 },
+    Write {
+        shard: u64,
+    },
+    Get {
+        shard: u64,
+        range_epoch: u64,
+        consistency: u8,
+    },
+    Scan {
+        shard: u64,
+        range_epoch: u64,
+        consistency: u8,
+        limit: u32,
+        bytes_max: u32,
+        reverse: bool,
+    },
+    TransferLeadership {
+        shard: u64,
+        to: u64,
+    },
+    /// Takes two numbers per change from `members`: the node, and what it is to be.
+    ChangeMembers {
+        shard: u64,
+        changes: u32,
+        force: bool,
+    },
 }
 
 #[derive(Archive, Serialize)]
@@ -207,6 +230,7 @@ pub(super) enum WireAnswer {
     Unknown {
         reason: u8,
     },
+    BadChange,
 }
 
 /// Takes two payloads (start and end of the range) and `places` replicas.

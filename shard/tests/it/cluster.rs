@@ -23,6 +23,8 @@ pub struct Node {
     in_flight: VecDeque<Commit>,
     pub disk: BTreeMap<ShardId, ShardState>,
     pub dumps: BTreeMap<(ShardId, u64), Bytes>,
+    /// Lowest replicas that may come, of destroyed ones.
+    pub tombstones: BTreeMap<ShardId, u64>,
     saved: Vec<(ShardId, floe_raft::ReplicaId, u64)>,
     pub answers: BTreeMap<RequestId, Answer>,
     pub beats_sent: u64,
@@ -48,9 +50,14 @@ pub fn addr(node: usize) -> CoreAddr {
 
 impl Cluster {
     pub fn new(config: ShardConfig, shards: u32) -> Self {
+        Self::with_spares(config, shards, 0)
+    }
+
+    /// With `spares` nodes that have no replica at first.
+    pub fn with_spares(config: ShardConfig, shards: u32, spares: usize) -> Self {
         let ids: Vec<_> = (0..3).map(|node| addr(node).node).collect();
         let descriptors = pre_split(&ids, shards, 3);
-        let nodes = (0..3).map(|node| Node::new(node, &config, 1)).collect();
+        let nodes = (0..3 + spares).map(|node| Node::new(node, &config, 1)).collect();
         let mut cluster = Self {
             now: MS,
             nodes,
@@ -66,13 +73,13 @@ impl Cluster {
                 let machine = Box::new(MemoryStore::new());
                 cluster.nodes[node].multi.bootstrap(cluster.now, descriptor.clone(), machine);
             }
-            cluster.connect(node);
         }
+        (0..3 + spares).for_each(|node| cluster.connect(node));
         cluster
     }
 
     pub fn connect(&mut self, node: usize) {
-        for peer in (0..3).filter(|&peer| peer != node) {
+        for peer in (0..self.nodes.len()).filter(|&peer| peer != node) {
             self.nodes[node].multi.peer_up(self.now, addr(peer).node, 1);
         }
     }
@@ -115,7 +122,7 @@ impl Cluster {
             !self.isolated.contains(node)
                 && self.nodes[*node].multi.raft(shard).is_some_and(|raft| raft.is_leader())
         };
-        (0..3).find(leads)
+        (0..self.nodes.len()).find(leads)
     }
 
     pub fn await_leader(&mut self, shard: ShardId) -> usize {
@@ -151,6 +158,10 @@ impl Cluster {
     /// Power failure: only what is durable comes back.
     pub fn restart(&mut self, node: usize, rehome: bool) {
         let before = std::mem::replace(&mut self.nodes[node], Node::new(node, &self.config, 2));
+        for (shard, lowest) in before.tombstones {
+            self.nodes[node].multi.forbid(shard, lowest);
+            self.nodes[node].tombstones.insert(shard, lowest);
+        }
         for (_, mut state) in before.disk {
             let mut machine = MemoryStore::new();
             if state.generation > 0 {
@@ -180,6 +191,7 @@ impl Node {
             in_flight: VecDeque::new(),
             disk: BTreeMap::new(),
             dumps: BTreeMap::new(),
+            tombstones: BTreeMap::new(),
             saved: Vec::new(),
             answers: BTreeMap::new(),
             beats_sent: 0,
@@ -234,6 +246,9 @@ impl Node {
         for (id, answer) in out.answers {
             assert!(self.answers.insert(id, answer).is_none(), "{id:?} is answered twice");
         }
+        for descriptor in out.creates {
+            self.multi.create(due_at, descriptor, Box::new(MemoryStore::new()));
+        }
         self.beats_sent += out.sends.values().filter(|batch| batch.beat.is_some()).count() as u64;
         self.in_flight.push_back(Commit {
             due_at,
@@ -251,7 +266,13 @@ impl Node {
     /// What a WAL's recovery makes of its records.
     fn make_durable(&mut self, write: LogWrite) {
         match write {
+            LogWrite::Tombstone { shard, lowest_replica } => {
+                let before = self.disk.remove(&shard).expect("what is destroyed was there");
+                assert!(before.replica.get() < lowest_replica, "a tombstone leaves what it is for");
+                self.tombstones.insert(shard, lowest_replica);
+            }
             LogWrite::Reset(state) => {
+                self.tombstones.remove(&state.shard);
                 self.disk.insert(state.shard, *state);
             }
             LogWrite::HardState { shard, state, .. } => self.at(shard).hard_state = state,

@@ -3,6 +3,7 @@
 mod cluster;
 mod decoders;
 mod faulty_peer;
+mod members;
 
 use bytes::Bytes;
 use cluster::{Cluster, MS, get, value_of, write};

@@ -8,7 +8,7 @@
 use crate::checker::Violation;
 use crate::checker::raft_safety::{RaftSafety, entry_hash};
 use floe_raft::{EntryKind, Index};
-use floe_shard::ShardId;
+use floe_shard::{FOUNDED_AT, ShardId};
 use std::collections::BTreeMap;
 
 /// What a command requires of its key.
@@ -132,7 +132,7 @@ impl Durability {
         let mut state: BTreeMap<u32, Stored> = BTreeMap::new();
         let mut executed: BTreeMap<u64, Vec<Outcome>> = BTreeMap::new();
         let no_command = entry_hash(EntryKind::Noop, b"");
-        for (expected, (index, committed)) in (1..).zip(history.history(shard)) {
+        for (expected, (index, committed)) in (FOUNDED_AT.index + 1..).zip(history.history(shard)) {
             if index != expected {
                 let detail = format!("{shard}: nobody ever had the committed entry {expected}");
                 return Err(Violation::new("durability", detail));

@@ -309,7 +309,8 @@ impl Look<'_> {
         let term = (self.view.term_at)(base);
         match self.history.committed.get(&base) {
             Some(known) if term == Some(known.term) => Ok(()),
-            None if base == 0 => Ok(()),
+            // Where the shard was founded, or nothing at all: no leader has put anything there.
+            None if term == Some(0) => Ok(()),
             known => Err(self.broken(
                 "state machine safety",
                 format!("the log starts after {base} of term {term:?}, committed there is {known:?}"),
@@ -320,7 +321,8 @@ impl Look<'_> {
     /// Equal states at equal marks, of committed entries only.
     fn state(&mut self) -> Result<(), Violation> {
         let (mark, hash) = self.view.state;
-        if mark.index == self.replica.applied || mark == Mark::ZERO {
+        // Term 0: the empty state that the shard was founded with, or that of a replica which holds nothing.
+        if mark.index == self.replica.applied || mark.term == 0 {
             return Ok(());
         }
         // A transferred state may stand before the commit index while its record is being written.

@@ -2,8 +2,8 @@
 //! fast the machine is; waiting is bounded by deadlines of the engine's own.
 
 use floe::{
-    BusyReason, Client, CommandError, Config, Engine, Member, NodeId, OpenError, ReadError, ScanOptions,
-    WriteBatch, WriteError, WriteOutcome,
+    BusyReason, Client, CommandError, Config, Engine, Member, MemberChange, NodeId, OpenError, ReadError,
+    ScanOptions, Seat, ShardId, WriteBatch, WriteError, WriteOutcome,
 };
 use floe_tests::ports::free_ports;
 use std::io::{Read, Write};
@@ -28,8 +28,12 @@ fn small(mut config: Config) -> Config {
 }
 
 fn members() -> Vec<Member> {
+    members_of(3)
+}
+
+fn members_of(nodes: usize) -> Vec<Member> {
     let member = |(node, port)| Member { node: NodeId(node), address: format!("127.0.0.1:{port}") };
-    (1..).zip(free_ports(3)).map(member).collect()
+    (1..).zip(free_ports(nodes)).map(member).collect()
 }
 
 fn open_cluster(dir: &Path, members: &[Member], cores: u16) -> Vec<Engine> {
@@ -95,6 +99,46 @@ fn a_restart_with_another_core_count_loses_nothing() {
         write_all(&engines[0].client(), &[round as u8 + 1; 200]);
         engines.into_iter().for_each(Engine::shutdown);
     }
+}
+
+/// Asks until no earlier change is in the way, and what is to be promoted has caught up.
+fn change_members(client: &Client, shard: ShardId, changes: &[MemberChange]) {
+    for _ in 0..600 {
+        match client.change_members_blocking(shard, changes, false) {
+            Ok(()) => return,
+            Err(WriteError::Busy(BusyReason::MemberChange)) => {}
+            Err(WriteError::Unavailable(why)) if why.contains("caught up") => {}
+            Err(error) => panic!("{shard}, {changes:?}: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("{shard}: {changes:?} is never taken");
+}
+
+#[test]
+fn shards_move_to_another_node_and_stay_there_after_a_restart() {
+    let dir = temp_dir();
+    let members = members_of(4);
+    let engines = open_cluster(dir.path(), &members, 1);
+    let client = engines[0].client();
+    write_all(&client, b"before");
+    // Of each shard one replica moves to the node that has none of it: with 4 nodes and 3 replicas, that is one.
+    for shard in (1..=8).map(ShardId) {
+        let of_founder = |at: u64| NodeId((shard.0 - 1 + at) % 4 + 1);
+        let seat = |node, to| MemberChange { node, to };
+        change_members(&client, shard, &[seat(of_founder(3), Seat::Learner)]);
+        let swap = [seat(of_founder(3), Seat::Voter), seat(of_founder(1), Seat::Vacant)];
+        change_members(&client, shard, &swap);
+    }
+    write_all(&client, b"after");
+    for engine in &engines {
+        read_all(&engine.client(), b"after");
+    }
+    engines.into_iter().for_each(Engine::shutdown);
+    let engines = open_cluster(dir.path(), &members, 2);
+    read_all(&engines[3].client(), b"after");
+    write_all(&engines[1].client(), b"again");
+    read_all(&engines[2].client(), b"again");
 }
 
 #[test]
