@@ -115,7 +115,7 @@ pub struct ClusterOptions {
     /// Phases in order: put, get, mixed (nine reads to one write)
     #[arg(long, value_enum, value_delimiter = ',', default_value = "put,get,mixed")]
     pub phases: Vec<Workload>,
-    /// Sample memory and log space every so many seconds [10], and fail if one of them still grows in the second
+    /// Sample memory and log space every so many seconds (10 without a number), and fail if one of them still grows in the second
     /// half of a phase
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "10", value_parser = positive)]
     pub soak: Option<f64>,

@@ -1,7 +1,7 @@
 //! The driver on a bare ring: one io_uring per core, and nothing else that the core's thread could wait for.
 //!
 //! A turn's sends, receives, log writes and the wait for what comes next are one system call
-//! ([`uring::Uring::enter`]). Other threads wake the core through an eventfd that a read of the ring waits for,
+//! (`Uring::enter`). Other threads wake the core through an eventfd that a read of the ring waits for,
 //! once per sleep and not per item. There is no executor between: what is submitted is either completed or in
 //! flight, so a core needs no watchdog.
 //!
