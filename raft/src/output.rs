@@ -6,6 +6,7 @@ use crate::message::{Body, Message};
 use crate::planted::{self, Planted};
 use crate::raft::{Raft, Role};
 use crate::ready::{Leadership, ReadState, Ready};
+use crate::status::RoleKind;
 use crate::types::{Entry, HardState, Index, Mark, ReplicaId, Term};
 use crate::writes::Ballot;
 
@@ -184,6 +185,11 @@ impl Raft {
     /// Whether it leads its term (as far as it knows).
     pub fn is_leader(&self) -> bool {
         matches!(self.role, Role::Leader(_))
+    }
+
+    /// Its role at the moment.
+    pub fn role(&self) -> RoleKind {
+        self.role.kind()
     }
 
     /// The leader of its term, if known.

@@ -64,8 +64,10 @@ pub struct Call {
 /// What operations came to, over all clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counts {
-    /// Begun.
+    /// Begun, bursts left out.
     pub begun: u64,
+    /// Begun in bursts.
+    pub burst: u64,
     /// Reads answered.
     pub read: u64,
     /// Writes applied.
@@ -74,6 +76,8 @@ pub struct Counts {
     pub failed_conditions: u64,
     /// Refused.
     pub refused: u64,
+    /// Of these, because whoever was asked had too much to do.
+    pub busy: u64,
     /// Without an outcome.
     pub unknown: u64,
 }
@@ -160,6 +164,14 @@ impl Clients {
             76..82 => self.write(now, client, key, Condition::None, None, false),
             _ => self.conditional(now, client, key),
         }
+    }
+
+    /// The only operation of a client that comes with many others.
+    pub fn begin_in_burst(&mut self, now: Nanos, client: ClientId) -> Call {
+        let call = self.begin(now, client);
+        self.counts.begun -= 1;
+        self.counts.burst += 1;
+        call
     }
 
     /// A linearizable read of one key.
@@ -308,6 +320,7 @@ impl Clients {
             None | Some(Answer::Unknown(_)) => self.counts.unknown += 1,
             Some(Answer::Refused(refusal)) => {
                 self.counts.refused += 1;
+                self.counts.busy += u64::from(matches!(refusal, Refusal::Busy(_)));
                 let odd = matches!(
                     refusal,
                     Refusal::BadCommand { .. }

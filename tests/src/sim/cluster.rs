@@ -8,18 +8,19 @@ use crate::checker::Violation;
 use crate::checker::raft_safety::RaftSafety;
 use crate::random::Random;
 use crate::sim::client::{Call, ClientId, Clients};
-use crate::sim::clock::{MS, Queue, SEC, US};
+use crate::sim::clock::{MS, Queue, US};
+use crate::sim::coverage::{Coverage, Role};
 use crate::sim::disk::{Crash, Disk};
-use crate::sim::fault::{Fault, FaultCounts};
+use crate::sim::fault::Fault;
 use crate::sim::network::{Delivery, NetEvent, Network};
-use crate::sim::node::{Core, Node, Process};
-use crate::sim::plan::Plan;
+use crate::sim::node::{Core, Node};
+use crate::sim::plan::{FaultKind, Plan};
 use crate::sim::run::FAULTS_MIN;
 use crate::sim::trace::Trace;
-use floe::seam::{Event as CoreEvent, Failure, Input};
+use floe::seam::Input;
 use floe_raft::Nanos;
 use floe_shard::{Answer, CoreAddr, Descriptor, NodeId, RequestId, pre_split};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Something that will happen.
@@ -43,6 +44,10 @@ pub enum Event {
     NextFault,
     /// A node that has just become a leader is struck.
     NewLeader(usize),
+    /// A fault that was to meet a candidate meets one.
+    Candidate(usize),
+    /// A fault that was to meet a candidate has waited long enough for one.
+    NoCandidate,
     /// A fault ends.
     Undo(Fault),
     /// A node that ended in this incarnation starts again.
@@ -77,13 +82,19 @@ pub struct Cluster {
     /// Shards of the cluster.
     pub shards: Arc<Vec<Descriptor>>,
     /// Faults so far.
-    pub faults: FaultCounts,
+    pub faults: Coverage,
     pub(crate) traffic: Traffic,
     pub(crate) faults_on: bool,
     /// Faults so far, of all kinds.
     pub faults_total: u64,
     /// Faults drawn so far, whether the plan let them strike or not.
     pub faults_drawn: u64,
+    /// A kind of fault that waits for a candidate.
+    pub(crate) armed: Option<FaultKind>,
+    /// Candidates are spared until then, or none would ever be elected.
+    pub(crate) candidates_spared_until: Nanos,
+    /// Nodes whose disks may be damaged: never more than a shard can lose replicas.
+    pub(crate) damaged: BTreeSet<usize>,
     violation: Option<Violation>,
     /// Whether the last call of each of the harness's own clients was carried out.
     pub(crate) probes: BTreeMap<ClientId, bool>,
@@ -106,8 +117,12 @@ pub struct Found {
     pub installs: u64,
     /// Cores that failed because of their disk.
     pub failed_cores: u64,
+    /// Nodes that refused their damaged disks.
+    pub condemned: u64,
 }
 
+/// Clients of one operation, that come many at once, have numbers from here on.
+pub const BURSTS: ClientId = 1 << 19;
 /// Clients of the harness itself have numbers from here on.
 pub const PROBES: ClientId = 1 << 20;
 
@@ -118,6 +133,7 @@ impl std::ops::AddAssign for Found {
         self.rehomed += other.rehomed;
         self.installs += other.installs;
         self.failed_cores += other.failed_cores;
+        self.condemned += other.condemned;
     }
 }
 
@@ -142,11 +158,14 @@ impl Cluster {
             safety: RaftSafety::default(),
             trace: Trace::new(plan.prints),
             shards,
-            faults: FaultCounts::default(),
+            faults: Coverage::default(),
             traffic: Traffic::None,
             faults_on: false,
             faults_total: 0,
             faults_drawn: 0,
+            armed: None,
+            candidates_spared_until: 0,
+            damaged: BTreeSet::new(),
             violation: None,
             probes: BTreeMap::new(),
             steps: 0,
@@ -242,6 +261,8 @@ impl Cluster {
             Event::Answer(client, answer) => self.client_answer(client, answer),
             Event::NextFault => self.next_fault(),
             Event::NewLeader(node) => self.strike_new_leader(node),
+            Event::Candidate(node) => self.strike_armed(Some(node)),
+            Event::NoCandidate => self.strike_armed(None),
             Event::Undo(fault) => self.undo(&fault),
             Event::Restart(node, incarnation) => {
                 if self.nodes[node].incarnation == incarnation && self.nodes[node].process.is_none() {
@@ -271,65 +292,6 @@ impl Cluster {
             let incarnation = self.nodes[node].incarnation;
             self.input(node, incarnation, to.core, input);
         }
-    }
-
-    // ---- processes
-
-    /// Starts a node's process on what its disk holds.
-    pub fn start_node(&mut self, node: usize) {
-        let now = self.now();
-        let process = Process::start(&mut self.nodes[node], now, &self.plan, &self.shards);
-        let Node { id, incarnation, .. } = self.nodes[node];
-        let cores = process.cores.len() as u16;
-        self.trace.note(now, &[1, id.0, incarnation, u64::from(cores)], || {
-            format!("start {id}, {cores} cores, incarnation {incarnation}")
-        });
-        self.nodes[node].process = Some(process);
-        self.found.starts += 1;
-        self.network.node_up(now, id, cores);
-        self.pump_network();
-        for core in 0..cores {
-            self.carry_out(node, core);
-            self.wake(node, core);
-        }
-    }
-
-    /// Ends a node's process: everything in memory is gone, its clients lose their answers.
-    pub fn end_node(&mut self, node: usize, crash: Crash) {
-        let now = self.now();
-        let Some(process) = self.nodes[node].process.take() else {
-            if crash == Crash::Power {
-                self.nodes[node].disk.crash(crash);
-            }
-            return;
-        };
-        let id = self.nodes[node].id;
-        self.trace.note(now, &[2, id.0, crash as u64], || format!("end {id} by {crash:?}"));
-        self.nodes[node].disk.crash(crash);
-        self.nodes[node].paused_until = 0;
-        self.safety.forget(id);
-        self.found.installs += process.installs();
-        for client in process.cores.into_iter().flat_map(|core| core.clients.into_values()) {
-            let after = self.random.between(MS, 50 * MS);
-            self.queue.after(after, Event::Answer(client, None));
-        }
-        let notice = match crash {
-            Crash::Process => 5 * MS,
-            Crash::Power => self.random.between(50 * MS, 3 * SEC),
-        };
-        self.network.node_down(now, id, notice);
-        self.pump_network();
-    }
-
-    /// Asks a node's cores to shut down cleanly; it is killed if that takes too long.
-    pub fn shut_down(&mut self, node: usize) {
-        let incarnation = self.nodes[node].incarnation;
-        let Some(process) = &mut self.nodes[node].process else { return };
-        process.is_ending = true;
-        for core in 0..process.cores.len() as u16 {
-            self.input(node, incarnation, core, Input::Shutdown);
-        }
-        self.queue.after(20 * SEC, Event::Kill(node, incarnation));
     }
 
     // ---- cores
@@ -409,10 +371,13 @@ impl Cluster {
         if is_new_leader {
             self.maybe_strike_new_leader(node);
         }
+        if self.armed.is_some() && self.roles(node).contains(&Role::Candidate) {
+            self.queue.after(0, Event::Candidate(node));
+        }
     }
 
     /// Carries out what a core wants done.
-    fn carry_out(&mut self, node: usize, core: u16) {
+    pub(crate) fn carry_out(&mut self, node: usize, core: u16) {
         let now = self.queue.now();
         let Node { id, incarnation, ref mut process, ref mut disk, .. } = self.nodes[node];
         let Some(process) = process else { return };
@@ -465,56 +430,6 @@ impl Cluster {
                 format!("{me} answered request {} once more, or nobody asked: {answer:?}", id.0),
             )),
         }
-    }
-
-    fn on_event(&mut self, node: usize, core: u16, event: CoreEvent) {
-        let now = self.queue.now();
-        let me = CoreAddr { node: self.nodes[node].id, core };
-        self.trace.core(now, me, &[7], || format!("-> event {event:?}"));
-        let Node { ref mut process, incarnation, ref mut boot_epoch, ref disk, .. } = self.nodes[node];
-        let Some(process) = process else { return };
-        match event {
-            CoreEvent::Started(report) => {
-                process.started += 1;
-                self.found.torn_tails += u64::from(report.torn_bytes > 0);
-                self.found.rehomed += report.rehomed as u64;
-                let known = boot_epoch.entry(incarnation).or_insert(report.boot_epoch);
-                let (known, highest) =
-                    (*known, boot_epoch.range(..incarnation).map(|(_, epoch)| *epoch).max());
-                if known != report.boot_epoch || highest.is_some_and(|highest| highest >= known) {
-                    let detail =
-                        format!("{me}: boot epoch {} after {highest:?}, {known} here", report.boot_epoch);
-                    self.break_promise(Violation::new("boot epoch", detail));
-                }
-            }
-            CoreEvent::Stopped => {
-                process.stopped += 1;
-                if process.stopped == process.cores.len() {
-                    self.end_node(node, Crash::Process);
-                }
-            }
-            CoreEvent::Failed(failure) => {
-                process.is_ending = true;
-                self.found.failed_cores += 1;
-                // Whoever runs the node starts it again.
-                let faulty = disk.errors > process.disk_errors_before;
-                let expected = faulty && !matches!(failure, Failure::Corrupt(_));
-                if !expected {
-                    let violation = Violation::new("start", format!("{me} failed: {failure}"));
-                    return self.break_promise(violation);
-                }
-                self.restart_later(node);
-            }
-            CoreEvent::Leader { .. } => {}
-        }
-    }
-
-    /// Kills a node soon, and starts it again some time later.
-    fn restart_later(&mut self, node: usize) {
-        let incarnation = self.nodes[node].incarnation;
-        let (dies, lives) = (self.random.skewed(10 * MS), self.random.between(20 * MS, 500 * MS));
-        self.queue.after(dies, Event::Kill(node, incarnation));
-        self.queue.after(20 * 32 * MS + lives, Event::Restart(node, incarnation));
     }
 
     // ---- clients
@@ -573,10 +488,13 @@ impl Cluster {
         let now = self.queue.now();
         match self.clients.end(now, client, answer, &self.safety) {
             Err(violation) => self.break_promise(violation),
-            Ok(_) if client < PROBES => {
-                let after = self.clients.think();
+            Ok(done) if client < BURSTS => {
+                // Who is refused waits a little before he asks for more.
+                let back_off = if done { 0 } else { self.random.between(5 * MS, 50 * MS) };
+                let after = self.clients.think() + back_off;
                 self.queue.after(after, Event::Client(client));
             }
+            Ok(_) if client < PROBES => {}
             Ok(done) => {
                 self.probes.insert(client, done);
             }

@@ -12,17 +12,13 @@
 //! writes in flight) are panics: they are bugs of the caller.
 
 use crate::random::Random;
+use crate::sim::content::{Content, SECTOR, SECTOR_U64};
+use crate::sim::damage::FrameLog;
 use bytes::Bytes;
 use floe::disk::{
     BLOCK, DirEntry, DiskCall, DiskDone, DiskError, DiskErrorKind, DiskPath, DiskResult, OpId, OpOwner,
 };
-use rkyv::util::AlignedVec;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-
-/// What lands or doesn't as a whole.
-pub const SECTOR: usize = 512;
-const SECTOR_U64: u64 = SECTOR as u64;
 
 /// How a disk behaves; faults change it while it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,71 +31,55 @@ pub struct DiskProfile {
     pub write_error_ppm: u64,
     /// Whether creations and saves fail for lack of space.
     pub full: bool,
+    /// Whether no call returns until this ends.
+    pub stuck: bool,
+}
+
+/// Calls of one kind, of which one can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallKind {
+    /// Writes into files.
+    Write,
+    /// Creations of files and saves of whole ones.
+    Create,
+    /// Renames.
+    Rename,
+    /// Syncs of directories.
+    Sync,
+    /// Reads.
+    Read,
+    /// Listings and removals.
+    Other,
+}
+
+impl CallKind {
+    /// Every kind.
+    pub const ALL: [Self; 6] = [Self::Write, Self::Create, Self::Rename, Self::Sync, Self::Read, Self::Other];
+
+    fn of(call: &DiskCall) -> Self {
+        match call {
+            DiskCall::Write { .. } => Self::Write,
+            DiskCall::Create { .. } | DiskCall::Save { .. } => Self::Create,
+            DiskCall::Rename { .. } => Self::Rename,
+            DiskCall::SyncDir { .. } => Self::Sync,
+            DiskCall::Read { .. } => Self::Read,
+            DiskCall::List { .. } | DiskCall::Remove { .. } => Self::Other,
+        }
+    }
 }
 
 impl Default for DiskProfile {
     fn default() -> Self {
-        Self { latency_ns: 100_000, slowness: 1, write_error_ppm: 0, full: false }
+        Self { latency_ns: 100_000, slowness: 1, write_error_ppm: 0, full: false, stuck: false }
     }
 }
 
-type Inode = u64;
-
-/// Bytes of a file, by sectors; what isn't there is zero.
-#[derive(Clone, Debug, Default)]
-struct Content {
-    len: u64,
-    sectors: BTreeMap<u64, Arc<[u8; SECTOR]>>,
-}
-
-impl Content {
-    fn zeros(len: u64) -> Self {
-        Self { len, sectors: BTreeMap::new() }
-    }
-
-    fn of(bytes: &[u8]) -> Self {
-        let mut content = Self::zeros(bytes.len() as u64);
-        for (number, chunk) in (0..).zip(bytes.chunks(SECTOR)) {
-            content.set(number, chunk);
-        }
-        content
-    }
-
-    fn set(&mut self, sector: u64, bytes: &[u8]) {
-        if bytes.iter().all(|byte| *byte == 0) {
-            self.sectors.remove(&sector);
-        } else {
-            let mut whole = [0; SECTOR];
-            whole[..bytes.len()].copy_from_slice(bytes);
-            self.sectors.insert(sector, Arc::new(whole));
-        }
-    }
-
-    fn copy_sector(&mut self, from: &Self, sector: u64) {
-        match from.sectors.get(&sector) {
-            Some(bytes) => self.sectors.insert(sector, bytes.clone()),
-            None => self.sectors.remove(&sector),
-        };
-    }
-
-    fn read(&self, offset: u64, len: usize) -> Bytes {
-        let len = self.len.saturating_sub(offset).min(len as u64) as usize;
-        let mut buffer = AlignedVec::<16>::with_capacity(len);
-        buffer.resize(len, 0);
-        let sectors = offset / SECTOR_U64..(offset + len as u64).div_ceil(SECTOR_U64);
-        for (&number, bytes) in self.sectors.range(sectors) {
-            let at = (number * SECTOR_U64 - offset) as usize;
-            let part = SECTOR.min(len - at);
-            buffer[at..at + part].copy_from_slice(&bytes[..part]);
-        }
-        Bytes::from_owner(buffer)
-    }
-}
+pub(super) type Inode = u64;
 
 #[derive(Clone, Debug, Default)]
-struct File {
-    live: Content,
-    durable: Content,
+pub(super) struct File {
+    pub(super) live: Content,
+    pub(super) durable: Content,
     /// Sectors in which the two may differ.
     unsynced: BTreeSet<u64>,
 }
@@ -147,7 +127,7 @@ enum Work {
     Remove { path: DiskPath },
     SyncDir { dir: DiskPath, changes: u64 },
     Read { inode: Inode, offset: u64, len: usize },
-    Write { inode: Inode, offset: u64, data: Bytes },
+    Write { path: DiskPath, inode: Inode, offset: u64, data: Bytes },
     Save { path: DiskPath, data: Bytes },
     Fail(DiskError),
 }
@@ -173,21 +153,27 @@ pub enum Crash {
 /// One node's disk.
 #[derive(Debug)]
 pub struct Disk {
-    random: Random,
+    pub(super) random: Random,
     /// How it behaves now.
     pub profile: DiskProfile,
-    names: BTreeMap<DiskPath, Inode>,
+    /// The n-th call of this kind from now on fails.
+    pub fails_at: Option<(CallKind, u64)>,
+    pub(super) names: BTreeMap<DiskPath, Inode>,
     durable_names: BTreeMap<DiskPath, Inode>,
     dirs: BTreeSet<DiskPath>,
     /// Changes of directories that aren't durable, numbered in order.
     changes: BTreeMap<u64, DirChange>,
     change_next: u64,
-    files: BTreeMap<Inode, File>,
+    pub(super) files: BTreeMap<Inode, File>,
     inode_next: Inode,
     /// Errors injected so far.
     pub errors: u64,
     in_flight: BTreeMap<u64, InFlight>,
     ticket_next: u64,
+    /// Calls that would be done if the disk weren't stuck.
+    held: Vec<u64>,
+    pub(super) frames: FrameLog,
+    pub(super) damaged: BTreeSet<Inode>,
 }
 
 impl Disk {
@@ -196,6 +182,7 @@ impl Disk {
         Self {
             random,
             profile,
+            fails_at: None,
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
             dirs: BTreeSet::from(["".into()]),
@@ -206,6 +193,9 @@ impl Disk {
             errors: 0,
             in_flight: BTreeMap::new(),
             ticket_next: 0,
+            held: Vec::new(),
+            frames: FrameLog::default(),
+            damaged: BTreeSet::new(),
         }
     }
 
@@ -221,8 +211,13 @@ impl Disk {
         (ticket, latency)
     }
 
-    /// Completes a call: it takes effect now. `None` if a crash took it.
+    /// Completes a call: it takes effect now. `None` if a crash took it, or the disk is stuck: then it is
+    /// among those of [`Self::take_held`].
     pub fn complete(&mut self, ticket: u64) -> Option<(u16, OpId, DiskResult)> {
+        if self.profile.stuck {
+            self.held.push(ticket);
+            return None;
+        }
         let InFlight { core, op, work, fault } = self.in_flight.remove(&ticket)?;
         let result = match fault {
             Some(kind) => {
@@ -233,6 +228,11 @@ impl Disk {
             None => self.perform(work),
         };
         Some((core, op, result))
+    }
+
+    /// Calls that a stuck disk held back, to be completed now that it isn't any more.
+    pub fn take_held(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.held)
     }
 
     /// Ends every call in flight; at a power cut, what wasn't synced too.
@@ -281,6 +281,15 @@ impl Disk {
     }
 
     fn draw_fault(&mut self, call: &DiskCall) -> Option<DiskErrorKind> {
+        if let Some((kind, left)) = &mut self.fails_at
+            && *kind == CallKind::of(call)
+        {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                self.fails_at = None;
+                return Some(DiskErrorKind::Io);
+            }
+        }
         let grows = matches!(call, DiskCall::Create { .. } | DiskCall::Save { .. });
         let writes = grows || matches!(call, DiskCall::Write { .. } | DiskCall::SyncDir { .. });
         if grows && self.profile.full {
@@ -315,7 +324,10 @@ impl Disk {
                 let aligned = offset.is_multiple_of(BLOCK as u64) && data.len().is_multiple_of(BLOCK);
                 assert!(aligned, "writing {path} at {offset}+{}, not whole blocks", data.len());
                 let data = encode(&*data);
-                inode_of(&path).map_or_else(|| missing(&path), |inode| Work::Write { inode, offset, data })
+                match inode_of(&path) {
+                    Some(inode) => Work::Write { path, inode, offset, data },
+                    None => missing(&path),
+                }
             }
             DiskCall::Save { path, data } => Work::Save { path, data: encode(&*data) },
         }
@@ -323,10 +335,10 @@ impl Disk {
 
     /// Two different writes in flight to the same bytes would leave either: no caller may rely on that.
     fn assert_no_overlap(&self, new: &Work) {
-        let Work::Write { inode, offset, data } = new else { return };
+        let Work::Write { inode, offset, data, .. } = new else { return };
         let end = offset + data.len() as u64;
         for other in self.in_flight.values() {
-            let Work::Write { inode: other_inode, offset: other_offset, data: other_data } = &other.work
+            let Work::Write { inode: other_inode, offset: other_offset, data: other_data, .. } = &other.work
             else {
                 continue;
             };
@@ -363,7 +375,12 @@ impl Disk {
                 self.existing_dir(&dir)?;
                 self.sync_dir(&dir, changes);
             }
-            Work::Write { inode, offset, data } => self.write(inode, offset, &data, |_| (true, true)),
+            Work::Write { path, inode, offset, data } => {
+                if let Some(file) = self.files.get(&inode) {
+                    self.frames.written(parent(&path), inode, offset, &data, &file.live);
+                }
+                self.write(inode, offset, &data, |_| (true, true));
+            }
         }
         Ok(DiskDone::Done)
     }
@@ -407,6 +424,13 @@ impl Disk {
     }
 
     fn change(&mut self, change: DirChange) {
+        match &change {
+            DirChange::Rename { inode, .. } => self.frames.forget(*inode),
+            DirChange::Unlink { path } => {
+                self.names.get(path).into_iter().for_each(|inode| self.frames.forget(*inode));
+            }
+            DirChange::Link { .. } => {}
+        }
         change.apply(&mut self.names);
         self.changes.insert(self.change_next, change);
         self.change_next += 1;
@@ -414,6 +438,8 @@ impl Disk {
 
     fn replace(&mut self, path: &DiskPath, content: Content) {
         let inode = self.open(path);
+        self.frames.forget(inode);
+        self.damaged.remove(&inode);
         let file = File { live: content.clone(), durable: content, unsynced: BTreeSet::new() };
         self.files.insert(inode, file);
     }
@@ -469,7 +495,7 @@ impl Disk {
                     let _ = self.perform(work);
                 }
             }
-            Work::Write { inode, offset, data } => {
+            Work::Write { inode, offset, data, .. } => {
                 let durable = if crash == Crash::Power { 100 } else { *self.random.pick(&[0, 50, 100]) };
                 self.write(inode, offset, &data, |random| (random.percent(percent), random.percent(durable)));
             }

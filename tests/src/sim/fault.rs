@@ -1,32 +1,20 @@
-//! What goes wrong: faults are drawn by the plan's mix, each with an end of its own. Any number of nodes
-//! may be down at once, but every one comes back: nothing is lost for good that was durable.
+//! What goes wrong: faults are drawn by the plan's mix, each with an end of its own. Some are aimed: at a
+//! node that leads, or kept back until some replica stands for election.
+//!
+//! Any number of nodes may be down at once, but every one comes back with all that was durable, except for
+//! damaged disks: those are so few that each shard keeps a quorum.
 
 use crate::sim::clock::{MS, SEC};
-use crate::sim::cluster::{Cluster, Event, PROBES};
-use crate::sim::disk::Crash;
+use crate::sim::cluster::{BURSTS, Cluster, Event, PROBES};
+use crate::sim::coverage::Role;
+use crate::sim::damage::Damage;
+use crate::sim::disk::{CallKind, Crash};
 use crate::sim::network::receive;
 use crate::sim::node::Node;
 use crate::sim::plan::FaultKind;
 use floe::seam::Input;
 use floe_raft::Nanos;
 use floe_shard::{CoreAddr, NodeId, PeerBatch, PeerMessage, ShardId};
-use std::collections::BTreeMap;
-
-/// What a fault struck.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Victim {
-    /// A node that led a shard at least.
-    Leader,
-    /// A node that led none.
-    Follower,
-    /// A node that was down.
-    Down,
-    /// Several nodes at once.
-    Many,
-}
-
-/// How often each kind of fault struck what.
-pub type FaultCounts = BTreeMap<(FaultKind, Victim), u64>;
 
 /// No fault lasts longer than about this, so that runs get somewhere.
 const LASTS_NS_MAX: Nanos = 8 * SEC;
@@ -36,9 +24,9 @@ const LASTS_NS_MAX: Nanos = 8 * SEC;
 pub enum Fault {
     /// These directions are blocked.
     Blocked(Vec<(NodeId, NodeId)>),
-    /// Every latency of the network is longer.
-    Delayed,
-    /// A node's disk is slow, faulty or full.
+    /// The network is slow or chaotic.
+    Network,
+    /// A node's disk is slow, stuck, faulty or full.
     Disk(usize),
 }
 
@@ -83,7 +71,7 @@ impl Cluster {
             drawn -= weight;
         }
         if self.lets_strike() {
-            self.strike(kind);
+            self.aim(kind);
         }
         self.schedule_fault();
     }
@@ -95,10 +83,75 @@ impl Cluster {
         self.plan.faults_only.as_ref().is_none_or(|only| only.contains(&number))
     }
 
+    /// Lets a fault strike any node, one that leads, or the next one with a candidate.
+    fn aim(&mut self, kind: FaultKind) {
+        let leading = |node: &usize| self.roles(*node).contains(&Role::Leader);
+        let leading: Vec<usize> = (0..self.nodes.len()).filter(leading).collect();
+        match self.random.below(10) {
+            0..4 if self.candidates_spared_until <= self.now() => {
+                let patience = 4 * self.plan.election_timeout_ns();
+                self.armed = Some(kind);
+                self.candidates_spared_until = self.now() + 2 * patience;
+                self.queue.after(patience, Event::NoCandidate);
+            }
+            2..6 if !leading.is_empty() => {
+                let node = *self.random.pick(&leading);
+                self.strike_at(kind, node);
+            }
+            _ => self.strike(kind),
+        }
+    }
+
+    /// The fault that waits for a candidate has one, or waits no more.
+    pub(crate) fn strike_armed(&mut self, candidate: Option<usize>) {
+        let is_candidate = |node: usize| self.roles(node).contains(&Role::Candidate);
+        let may = self.faults_on && candidate.is_none_or(is_candidate);
+        if let Some(kind) = self.armed.take_if(|_| may) {
+            let node = candidate.unwrap_or_else(|| self.random.index(self.nodes.len()));
+            self.strike_at(kind, node);
+        }
+    }
+
+    /// What the replicas of a node are at the moment.
+    pub(crate) fn roles(&self, node: usize) -> Vec<Role> {
+        let cores = self.nodes[node].process.iter().flat_map(|process| &process.cores);
+        let multis = cores.filter_map(|core| core.worker.multi());
+        let rafts = multis.flat_map(|multi| multi.shards().filter_map(|shard| multi.raft(shard)));
+        rafts.map(|raft| Role::from(raft.role())).collect()
+    }
+
     /// Makes a fault of this kind happen now, its victim and duration drawn.
     pub fn strike(&mut self, kind: FaultKind) {
+        let mut node = self.random.index(self.nodes.len());
+        if self.nodes[node].process.is_none() {
+            // One that is down is hardly worth a fault: draw once more.
+            node = self.random.index(self.nodes.len());
+        }
+        self.strike_at(kind, node);
+    }
+
+    /// Whom a fault strikes that was to strike this node.
+    fn victim(&mut self, kind: FaultKind, node: usize) -> usize {
+        match kind {
+            FaultKind::IsolateLeader | FaultKind::NewLeader => {
+                let shard = self.shards[self.random.index(self.shards.len())].shard;
+                self.leader(shard).unwrap_or(node)
+            }
+            FaultKind::BitRot | FaultKind::LostWrite | FaultKind::Misdirected => {
+                if self.damaged.len() < self.plan.replication.saturating_sub(1) / 2 {
+                    self.damaged.insert(node);
+                }
+                let first = self.damaged.first().copied().unwrap_or(node);
+                if self.damaged.contains(&node) { node } else { first }
+            }
+            _ => node,
+        }
+    }
+
+    /// Makes a fault of this kind happen now, at this node unless the kind has victims of its own.
+    pub fn strike_at(&mut self, kind: FaultKind, node: usize) {
         let now = self.now();
-        let node = self.random.index(self.nodes.len());
+        let node = self.victim(kind, node);
         let lasts = self.random.skewed(2 * self.plan.fault_for_ns).min(LASTS_NS_MAX) + MS;
         self.count_fault(kind, node);
         self.trace.note(now, &[20, kind as u64, node as u64, lasts], || {
@@ -108,8 +161,12 @@ impl Cluster {
             FaultKind::Kill => self.crash_node(node, Crash::Process, lasts),
             FaultKind::PowerCut => self.crash_node(node, Crash::Power, lasts),
             FaultKind::PowerCutAll => self.power_cut_all(lasts),
-            FaultKind::IsolateLeader => self.isolate_leader(lasts),
             FaultKind::Partition => self.partition(lasts),
+            // NewLeader strikes by itself at elections; drawing it makes one.
+            FaultKind::IsolateLeader | FaultKind::NewLeader => {
+                let (hears, says) = *self.random.pick(&[(false, false), (true, false), (false, true)]);
+                self.isolate(node, hears, says, lasts);
+            }
             FaultKind::OneWay => {
                 let other = (node + 1 + self.random.index(self.nodes.len() - 1)) % self.nodes.len();
                 self.block(vec![(self.nodes[node].id, self.nodes[other].id)], lasts);
@@ -118,26 +175,13 @@ impl Cluster {
                 self.network.cut(now, self.nodes[node].id, None);
                 self.pump_network();
             }
-            FaultKind::Delay => {
-                self.network.profile.delay_ns = *self.random.pick(&[5 * MS, 50 * MS, 200 * MS]);
-                self.queue.after(lasts, Event::Undo(Fault::Delayed));
-            }
+            FaultKind::Delay | FaultKind::Chaos => self.disturb_network(kind, lasts),
             FaultKind::Pause => {
                 let until = &mut self.nodes[node].paused_until;
                 *until = (now + lasts).max(*until);
             }
-            FaultKind::SlowDisk => {
-                let slowness = *self.random.pick(&[10, 100, 3_000]);
-                self.slow_disk(node, slowness, lasts);
-            }
-            FaultKind::WriteErrors => {
-                self.nodes[node].disk.profile.write_error_ppm = *self.random.pick(&[3_000, 100_000]);
-                self.queue.after(lasts, Event::Undo(Fault::Disk(node)));
-            }
-            FaultKind::FullDisk => {
-                self.nodes[node].disk.profile.full = true;
-                self.queue.after(lasts, Event::Undo(Fault::Disk(node)));
-            }
+            FaultKind::Drift => self.nodes[node].change_drift(now, self.plan.drift_ppm_max),
+            FaultKind::Overload => self.overload(node),
             FaultKind::Shutdown => self.restart_cleanly(node, lasts),
             FaultKind::OtherCores => {
                 self.nodes[node].cores_next = self.random.between(1, 3) as u16;
@@ -148,8 +192,69 @@ impl Cluster {
                 }
             }
             FaultKind::Transfer => self.ask_for_transfer(node),
-            // It strikes by itself at elections; drawing it makes one.
-            FaultKind::NewLeader => self.isolate_leader(lasts),
+            FaultKind::BitRot => self.damage(node, Damage::BitRot),
+            FaultKind::LostWrite => self.damage(node, Damage::LostWrite),
+            FaultKind::Misdirected => self.damage(node, Damage::Misdirected),
+            FaultKind::SlowDisk
+            | FaultKind::StuckDisk
+            | FaultKind::WriteErrors
+            | FaultKind::FailedCall
+            | FaultKind::FullDisk => self.hinder_disk(kind, node, lasts),
+        }
+    }
+
+    fn disturb_network(&mut self, kind: FaultKind, lasts: Nanos) {
+        let profile = &mut self.network.profile;
+        match kind {
+            FaultKind::Chaos => profile.chaos_ppm = *self.random.pick(&[10_000, 100_000, 300_000]),
+            _ => profile.delay_ns = *self.random.pick(&[5 * MS, 50 * MS, 200 * MS]),
+        }
+        self.queue.after(lasts, Event::Undo(Fault::Network));
+    }
+
+    fn hinder_disk(&mut self, kind: FaultKind, node: usize, lasts: Nanos) {
+        let disk = &mut self.nodes[node].disk;
+        let mut lasts = lasts;
+        match kind {
+            FaultKind::SlowDisk => disk.profile.slowness = *self.random.pick(&[10, 100, 3_000]),
+            FaultKind::StuckDisk => {
+                disk.profile.stuck = true;
+                // Long enough now and then for others to take over.
+                lasts = (lasts * *self.random.pick(&[1, 4])).min(LASTS_NS_MAX);
+            }
+            FaultKind::WriteErrors => {
+                disk.profile.write_error_ppm = *self.random.pick(&[3_000, 100_000]);
+            }
+            FaultKind::FailedCall => {
+                let (call, nth) = (*self.random.pick(&CallKind::ALL), self.random.skewed(8) + 1);
+                return self.fail_disk_call(node, call, nth);
+            }
+            _ => disk.profile.full = true,
+        }
+        self.queue.after(lasts, Event::Undo(Fault::Disk(node)));
+    }
+
+    /// The n-th call of this kind to a node's disk fails, counted from now.
+    pub fn fail_disk_call(&mut self, node: usize, call: CallKind, nth: u64) {
+        self.nodes[node].disk.fails_at = Some((call, nth));
+    }
+
+    fn damage(&mut self, node: usize, damage: Damage) {
+        let now = self.now();
+        if let Some(path) = self.nodes[node].disk.damage(damage) {
+            self.trace.note(now, &[24, node as u64], || format!("{damage:?} in {path} of node {}", node + 1));
+        }
+    }
+
+    /// More requests at once than a core takes in; each comes from a client of its own.
+    fn overload(&mut self, node: usize) {
+        if self.nodes[node].process.is_none() {
+            return;
+        }
+        for _ in 0..self.plan.requests_max as u64 + self.random.between(20, 100) {
+            let client = BURSTS + self.clients.counts.burst as u32;
+            let call = self.clients.begin_in_burst(self.queue.now(), client);
+            self.send_call(client, node, call);
         }
     }
 
@@ -160,15 +265,14 @@ impl Cluster {
     }
 
     fn count_fault(&mut self, kind: FaultKind, node: usize) {
-        use FaultKind::{Delay, IsolateLeader, NewLeader, Partition, PowerCutAll};
-        let victim = match kind {
-            PowerCutAll | Partition | Delay => Victim::Many,
-            IsolateLeader | NewLeader => Victim::Leader,
-            _ if self.nodes[node].process.is_none() => Victim::Down,
-            _ if self.shards.iter().any(|shard| self.leader(shard.shard) == Some(node)) => Victim::Leader,
-            _ => Victim::Follower,
+        use FaultKind::{Chaos, Delay, Partition, PowerCutAll};
+        let roles = match kind {
+            PowerCutAll | Partition | Delay | Chaos => {
+                (0..self.nodes.len()).flat_map(|node| self.roles(node)).collect()
+            }
+            _ => self.roles(node),
         };
-        *self.faults.entry((kind, victim)).or_default() += 1;
+        self.faults.count(kind, &roles);
         self.faults_total += 1;
     }
 
@@ -253,13 +357,6 @@ impl Cluster {
         self.block(inwards.chain(outwards).collect(), lasts);
     }
 
-    fn isolate_leader(&mut self, lasts: Nanos) {
-        let shard = self.shards[self.random.index(self.shards.len())].shard;
-        let Some(leader) = self.leader(shard) else { return };
-        let (hears, says) = *self.random.pick(&[(false, false), (true, false), (false, true)]);
-        self.isolate(leader, hears, says, lasts);
-    }
-
     fn partition(&mut self, lasts: Nanos) {
         let mut ids: Vec<NodeId> = self.nodes.iter().map(|node| node.id).collect();
         self.random.shuffle(&mut ids);
@@ -299,16 +396,29 @@ impl Cluster {
                 }
                 self.pump_network();
             }
-            Fault::Delayed => self.network.profile.delay_ns = self.plan.network.delay_ns,
-            Fault::Disk(node) => self.nodes[*node].disk.profile = self.plan.disk.clone(),
+            Fault::Network => self.network.profile = self.plan.network.clone(),
+            Fault::Disk(node) => {
+                self.nodes[*node].disk.profile = self.plan.disk.clone();
+                self.release_held(*node);
+            }
         }
     }
 
-    /// Ends every fault and draws no more. What is down starts.
+    /// What a stuck disk held back comes now.
+    fn release_held(&mut self, node: usize) {
+        for ticket in self.nodes[node].disk.take_held() {
+            let after = self.random.between(0, MS);
+            self.queue.after(after, Event::Disk(node, ticket));
+        }
+    }
+
+    /// Ends every fault and draws no more. What is down starts; so does, once more, what runs on a damaged
+    /// disk: it must find out.
     pub fn heal(&mut self) {
         let now = self.now();
         self.trace.note(now, &[21], || "heal".into());
         self.faults_on = false;
+        self.armed = None;
         self.network.profile = self.plan.network.clone();
         self.network.profile.loss_ppm = 0;
         self.network.profile.chaos_ppm = 0;
@@ -316,6 +426,11 @@ impl Cluster {
         self.pump_network();
         for node in 0..self.nodes.len() {
             self.nodes[node].disk.profile = self.plan.disk.clone();
+            self.nodes[node].disk.fails_at = None;
+            self.release_held(node);
+            if self.nodes[node].disk.is_damaged() {
+                self.end_node(node, Crash::Process);
+            }
             // What a slow disk holds back comes now.
             for ticket in self.nodes[node].disk.in_flight().collect::<Vec<_>>() {
                 let after = self.random.between(0, 20 * MS);

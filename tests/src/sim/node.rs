@@ -63,6 +63,8 @@ pub struct Node {
     pub process: Option<Process>,
     /// No core takes a step before this.
     pub paused_until: Nanos,
+    /// It refused its disk as damaged, and never starts again.
+    pub is_condemned: bool,
     /// Boot epoch of each incarnation that started.
     pub boot_epoch: BTreeMap<u64, u64>,
     random: Random,
@@ -79,6 +81,7 @@ impl Node {
             incarnation: 0,
             process: None,
             paused_until: 0,
+            is_condemned: false,
             boot_epoch: BTreeMap::new(),
             random,
         }
@@ -87,6 +90,15 @@ impl Node {
     /// The process, if it is still this one.
     pub fn process_of(&mut self, incarnation: u64) -> Option<&mut Process> {
         self.process.as_mut().filter(|_| self.incarnation == incarnation)
+    }
+
+    fn draw_drift(&mut self, ppm_max: u64) -> i64 {
+        self.random.between(0, 2 * ppm_max) as i64 - ppm_max as i64
+    }
+
+    /// From now on its clock runs at another rate.
+    pub fn change_drift(&mut self, now: Nanos, ppm_max: u64) {
+        self.clock = NodeClock::new(now, self.clock.local(now), self.draw_drift(ppm_max));
     }
 
     /// Whether all cores run and mean to.
@@ -105,7 +117,7 @@ impl Process {
     /// A new process of a node; its cores' first effects wait to be carried out.
     pub fn start(node: &mut Node, now: Nanos, plan: &Plan, shards: &Arc<Vec<Descriptor>>) -> Self {
         node.incarnation += 1;
-        let drift = node.random.between(0, 2 * plan.drift_ppm_max) as i64 - plan.drift_ppm_max as i64;
+        let drift = node.draw_drift(plan.drift_ppm_max);
         node.clock = NodeClock::new(now, node.random.between(1, 1_000) * SEC, drift);
         let cores = node.cores_next;
         let uuid = u128::from(node.random.next_u64()) << 64 | u128::from(node.id.0);
@@ -119,7 +131,7 @@ impl Process {
                 wal: plan.wal.clone(),
                 bootstrap: shards.clone(),
                 machines: Arc::new(|_| Box::new(MemoryStore::new())),
-                requests_max: 1_000,
+                requests_max: plan.requests_max,
                 metrics: Arc::new(CoreMetrics::default()),
                 #[cfg(feature = "planted")]
                 planted_ack_before_durable: plan.bug == Some(crate::sim::plan::Bug::AckBeforeDurable),

@@ -42,7 +42,7 @@ impl Bug {
 }
 
 /// Kinds of faults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 pub enum FaultKind {
     /// A process is killed.
     Kill,
@@ -60,14 +60,30 @@ pub enum FaultKind {
     CutConnections,
     /// Everything takes longer.
     Delay,
+    /// Messages between replicas are lost, repeated and come out of order.
+    Chaos,
     /// A node's process stands still for a while.
     Pause,
-    /// A node's disk is slow, or nearly stuck.
+    /// A node's clock begins to run at another rate.
+    Drift,
+    /// Far more requests at once than a node takes.
+    Overload,
+    /// A node's disk is slow.
     SlowDisk,
+    /// No call to a node's disk returns for a while.
+    StuckDisk,
     /// Writes of a node's disk fail.
     WriteErrors,
+    /// One call to a node's disk fails: the n-th of its kind.
+    FailedCall,
     /// A node's disk is full.
     FullDisk,
+    /// Stored bits of a node's disk flip.
+    BitRot,
+    /// An acknowledged write to a node's disk never landed.
+    LostWrite,
+    /// An acknowledged write to a node's disk landed elsewhere.
+    Misdirected,
     /// A node is shut down cleanly and started again.
     Shutdown,
     /// A node ends somehow and comes back with another number of cores.
@@ -80,7 +96,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// Every kind.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 24] = [
         Self::Kill,
         Self::PowerCut,
         Self::PowerCutAll,
@@ -89,10 +105,18 @@ impl FaultKind {
         Self::OneWay,
         Self::CutConnections,
         Self::Delay,
+        Self::Chaos,
         Self::Pause,
+        Self::Drift,
+        Self::Overload,
         Self::SlowDisk,
+        Self::StuckDisk,
         Self::WriteErrors,
+        Self::FailedCall,
         Self::FullDisk,
+        Self::BitRot,
+        Self::LostWrite,
+        Self::Misdirected,
         Self::Shutdown,
         Self::OtherCores,
         Self::Transfer,
@@ -142,6 +166,8 @@ pub struct Plan {
     pub disk: DiskProfile,
     /// Bound of the clocks' drift.
     pub drift_ppm_max: u64,
+    /// Requests that a core takes in at once.
+    pub requests_max: usize,
     /// Raft and shard settings; `cores` is set per node.
     pub shard: ShardConfig,
     /// The log's settings.
@@ -199,6 +225,7 @@ impl Plan {
             // One message per round trip: on a slow disk a long log takes longer than liveness allows.
             plan.disk.latency_ns = plan.disk.latency_ns.min(MS);
         }
+        plan.requests_max = *random.pick(&[60, 100, 200]);
         plan.wal.segment_bytes_min = *random.pick(&[64 << 10, 128 << 10]);
         plan.wal.segment_bytes_max = plan.wal.segment_bytes_min * *random.pick(&[1, 4]);
         plan.wal.frames_in_flight = *random.pick(&[1, 2, 4, 8]);
@@ -223,7 +250,8 @@ impl Plan {
             fault_for_ns: 200 * MS,
             network: NetworkProfile::default(),
             disk: DiskProfile::default(),
-            drift_ppm_max: 4_000,
+            drift_ppm_max: 10_000,
+            requests_max: 1_000,
             shard,
             wal: WalSettings {
                 segment_bytes_min: 128 << 10,

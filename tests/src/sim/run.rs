@@ -7,10 +7,11 @@ use crate::checker::{Violation, durability::Stored};
 use crate::sim::client::{ClientId, Counts};
 use crate::sim::clock::{MS, SEC};
 use crate::sim::cluster::{Cluster, Found, PROBES, Traffic, index};
+use crate::sim::coverage::Coverage;
 use crate::sim::node::Process;
 use crate::sim::plan::Plan;
 use floe_raft::{Mark, Nanos};
-use floe_shard::{Descriptor, MultiRaft, ShardId};
+use floe_shard::{Descriptor, MultiRaft, ReplicaPlace, ShardId};
 use std::collections::BTreeMap;
 
 /// Probes that write have numbers from here on, then those that read.
@@ -46,8 +47,8 @@ pub struct Report {
     pub found: Found,
     /// Operations.
     pub operations: Counts,
-    /// Faults by kind and by what they struck.
-    pub faults: BTreeMap<String, u64>,
+    /// Faults by kind and by the roles that they met.
+    pub faults: Coverage,
     /// Faults drawn, whether the plan let them strike or not.
     pub faults_drawn: u64,
     /// From the end of the last restart to the last shard's fresh write.
@@ -75,11 +76,7 @@ fn report(cluster: &Cluster, recovery_ns: Nanos, violation: Option<Violation>) -
         elections: cluster.safety.elections,
         found: cluster.found(),
         operations: cluster.clients.counts,
-        faults: cluster
-            .faults
-            .iter()
-            .map(|((kind, victim), count)| (format!("{kind:?}/{victim:?}"), *count))
-            .collect(),
+        faults: cluster.faults.clone(),
         faults_drawn: cluster.faults_drawn,
         recovery_ns,
         failure: violation.map(|violation| (violation.property.to_string(), violation.detail)),
@@ -121,13 +118,14 @@ fn plant(plan: &Plan) {
 }
 
 impl Cluster {
-    /// Waits until every node runs and every connection is up.
+    /// Waits until every node runs, but those whose disks are damaged, and every connection is up.
     ///
     /// # Errors
     /// They aren't in time.
     pub fn wait_until_started(&mut self) -> Result<(), Violation> {
         let started = self.run_until(START_NS_MAX, |cluster| {
-            cluster.nodes.iter().all(|node| node.is_started()) && cluster.network.is_whole()
+            cluster.nodes.iter().all(|node| node.is_started() || node.is_condemned)
+                && cluster.network.is_whole()
         })?;
         if started {
             return Ok(());
@@ -231,7 +229,9 @@ impl Cluster {
     fn demand_equal_replicas(&mut self) -> Result<(), Violation> {
         let equal = |cluster: &Self, shard: &Descriptor| {
             let states = cluster.states(shard.shard);
-            states.len() == shard.replicas.len() && states.iter().all(|state| *state == states[0])
+            let lives = |place: &&ReplicaPlace| !cluster.nodes[index(place.node)].is_condemned;
+            states.len() == shard.replicas.iter().filter(lives).count()
+                && states.iter().all(|state| *state == states[0])
         };
         if self.run_until(IDLE_NS_MAX, |cluster| cluster.shards.iter().all(|shard| equal(cluster, shard)))? {
             return Ok(());

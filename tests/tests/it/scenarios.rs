@@ -6,7 +6,7 @@ use floe_shard::{Answer, PeerMessage};
 use floe_tests::checker::Violation;
 use floe_tests::sim::clock::{MS, SEC};
 use floe_tests::sim::cluster::{Cluster, PROBES};
-use floe_tests::sim::disk::Crash;
+use floe_tests::sim::disk::{CallKind, Crash};
 use floe_tests::sim::plan::{FaultKind, Plan};
 
 /// Runs the load until so many operations have begun.
@@ -204,6 +204,63 @@ fn a_full_disk_refuses_and_recovers() {
         load(cluster, 600)?;
         heal_and_judge(cluster).map(|_| ())
     });
+}
+
+/// One damaged disk of three: its node says which file, stays down, and nothing is lost.
+#[test]
+fn a_damaged_disk_is_refused_by_name_and_served_by_the_others() {
+    for kind in [FaultKind::BitRot, FaultKind::LostWrite, FaultKind::Misdirected] {
+        on_seeds(3, |cluster| {
+            load(cluster, 300)?;
+            let node = cluster.leader(cluster.shards[0].shard).expect("the load has found one");
+            // Enough for something that is needed to be among it.
+            (0..20).for_each(|_| cluster.strike_at(kind, node));
+            cluster.crash_node(node, Crash::Power, 10 * MS);
+            load(cluster, 600)?;
+            heal_and_judge(cluster)?;
+            assert_eq!(cluster.found().condemned, 1, "{kind:?}: the damage was not found");
+            Ok(())
+        });
+    }
+}
+
+/// Whichever call to the disk fails, and whenever: at most that core stops, by name, and comes back.
+#[test]
+fn no_failed_disk_call_loses_anything() {
+    for nth in [1, 2, 3, 5, 8, 13] {
+        on_seeds(3, |cluster| {
+            load(cluster, 100)?;
+            for (round, kind) in (1..).zip(CallKind::ALL) {
+                let node = round as usize % 3;
+                cluster.fail_disk_call(node, kind, nth);
+                load(cluster, 100 + 50 * round)?;
+                // Reads are made at starts, most of the others by a running process.
+                cluster.crash_node(node, Crash::Process, 10 * MS);
+                load(cluster, 120 + 50 * round)?;
+            }
+            heal_and_judge(cluster).map(|_| ())
+        });
+    }
+}
+
+#[test]
+fn an_overload_is_refused_early_and_loses_nothing() {
+    on_plans(
+        |seed| Plan { requests_max: 60, ..Plan::quiet(seed, 3) },
+        |cluster| {
+            load(cluster, 200)?;
+            for node in 0..3 {
+                cluster.strike_at(FaultKind::Overload, node);
+                cluster.run_for(50 * MS)?;
+            }
+            load(cluster, 600)?;
+            heal_and_judge(cluster)?;
+            let counts = cluster.clients.counts;
+            assert!(counts.burst >= 3 * 80 && counts.busy > 3 * 10, "{counts:?}");
+            assert_eq!(counts.unknown, 0, "whoever was taken in was served: {counts:?}");
+            Ok(())
+        },
+    );
 }
 
 /// The leader answers forwarded requests with what is no answer to them. Whoever asked is told that a

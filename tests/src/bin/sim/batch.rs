@@ -3,6 +3,7 @@
 use crate::Options;
 use crate::runs::{Finished, run_all};
 use floe_tests::sim::cluster::Found;
+use floe_tests::sim::coverage::{self, Coverage};
 use floe_tests::sim::run::{FAULTS_MIN, Report};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,8 +19,8 @@ struct Totals {
     operations: u64,
     few_faults: u64,
     found: Found,
-    /// By kind and by what was struck, `Kind/Victim`.
-    strikes: BTreeMap<String, u64>,
+    busy: u64,
+    faults: Coverage,
 }
 
 impl Totals {
@@ -27,11 +28,10 @@ impl Totals {
         self.time_ns += report.time_ns;
         self.steps += report.steps;
         self.operations += report.operations.begun;
-        self.few_faults += u64::from(report.faults.values().sum::<u64>() < FAULTS_MIN);
+        self.few_faults += u64::from(report.faults.strikes() < FAULTS_MIN);
         self.found += report.found;
-        for (kind, count) in &report.faults {
-            *self.strikes.entry(kind.clone()).or_default() += count;
-        }
+        self.busy += report.operations.busy;
+        self.faults.add(&report.faults);
     }
 
     fn simulated_seconds(&self) -> f64 {
@@ -39,7 +39,7 @@ impl Totals {
     }
 
     fn print(&self, count: u64, elapsed: f64, cpu: f64) {
-        let Self { operations, steps, few_faults, found, strikes, .. } = self;
+        let Self { operations, steps, few_faults, found, busy, faults, .. } = self;
         let simulated = self.simulated_seconds();
         println!("{count} seeds, {operations} operations, {steps} steps, {simulated:.0} simulated s");
         println!(
@@ -47,8 +47,8 @@ impl Totals {
             simulated / cpu,
             count as f64 / cpu
         );
-        println!("{found:?}; runs with fewer than {FAULTS_MIN} faults: {few_faults}");
-        println!("faults: {strikes:?}");
+        println!("{found:?}; {busy} times busy; runs with fewer than {FAULTS_MIN} faults: {few_faults}");
+        print!("{faults}");
         if !self.failures.is_empty() {
             println!("{} failed: {:?}", self.failures.len(), self.failures);
         }
@@ -56,11 +56,6 @@ impl Totals {
 
     /// The same for programs.
     fn json(&self, (from, to): (u64, u64), elapsed: f64, cpu: f64) -> serde_json::Value {
-        let mut faults: BTreeMap<&str, u64> = BTreeMap::new();
-        for (strike, count) in &self.strikes {
-            let kind = strike.split('/').next().unwrap_or(strike);
-            *faults.entry(kind).or_default() += count;
-        }
         serde_json::json!({
             "commit": crate::commit(),
             "first": from,
@@ -74,8 +69,9 @@ impl Totals {
             "steps": self.steps,
             "runs_with_few_faults": self.few_faults,
             "found": self.found,
-            "faults": faults,
-            "strikes": self.strikes,
+            "busy": self.busy,
+            "faults": self.faults.by_kind(),
+            "coverage": self.faults,
         })
     }
 }
@@ -113,9 +109,10 @@ pub fn run_seeds(options: &Options, (from, to): (u64, u64)) -> ExitCode {
         eprintln!("{}: {error}", path.display());
         return ExitCode::FAILURE;
     }
-    let rare: Vec<_> = totals.strikes.iter().filter(|(_, count)| **count < options.coverage).collect();
+    let least = options.coverage.unwrap_or(u64::from(count >= coverage::BATCH_MIN));
+    let rare = totals.faults.rarer_than(least);
     if !rare.is_empty() {
-        println!("faults that struck less than {} times: {rare:?}", options.coverage);
+        println!("met less than {least} times: {rare:?}");
     }
     if totals.failures.is_empty() && rare.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -57,9 +57,10 @@ struct Options {
     /// Run every seed in two processes and compare the hashes (with --seeds).
     #[arg(long, conflicts_with_all = ["seed", "hashes", "json"])]
     twice: bool,
-    /// Fail if a kind of fault struck one of its victims (leaders, followers, many nodes) less often.
-    #[arg(long, default_value_t = 0)]
-    coverage: u64,
+    /// Fail if a kind of fault met some role (leader, follower, candidate) less often, though it can. By
+    /// default once for a batch of 200 seeds or more.
+    #[arg(long)]
+    coverage: Option<u64>,
     /// Plant each known bug and see after how many seeds it is found (feature `planted`).
     #[arg(long)]
     planted: bool,
@@ -113,7 +114,7 @@ Is a seed really one run?
   sim --seeds 0..1000 --twice               each in two processes; compares the hashes of the traces
 
 The summary: {seeds, passed, failed: [[seed, reason], ...], simulated_seconds, cpu_seconds,
-faults: {kind: how often}, strikes: {kind/victim: how often}, ...}
+faults: {kind: how often}, coverage: {kind: {role: how often}}, ...}
 
 Exit status: 0 all passed (with --planted: all found; with --minimise: shrunk), else 1.";
 
