@@ -5,7 +5,7 @@
 
 use crate::disk::{DiskCall, DiskCalls, DiskDone, DiskPath, DiskResult, OpId, OpOwner, Recipe};
 use bytes::Bytes;
-use floe_raft::ReplicaId;
+use floe_raft::{Planted, ReplicaId, is_planted};
 use floe_shard::output::{DumpRead, DumpRemove, DumpSave};
 use floe_shard::state_machine::Dump;
 use floe_shard::{MultiRaft, ShardId};
@@ -121,6 +121,9 @@ impl Dumps {
                 let (from, to) =
                     (temporary(shard, replica, generation), dump_path(shard, replica, generation));
                 (Step::Rename, DiskCall::Rename { from, to })
+            }
+            Step::Rename if is_planted(Planted::DumpNameNotSynced) => {
+                return multi.dump_saved(shard, replica, generation, Ok(()));
             }
             Step::Rename => (Step::Sync, DiskCall::SyncDir { dir: DUMP_DIR.into() }),
             Step::Sync => return multi.dump_saved(shard, replica, generation, Ok(())),

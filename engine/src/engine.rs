@@ -200,8 +200,6 @@ impl Parts {
             machines: self.machines.clone(),
             requests_max: config.requests_max,
             metrics: self.metrics[usize::from(me.core)].clone(),
-            #[cfg(feature = "planted")]
-            planted_ack_before_durable: false,
         }
     }
 

@@ -4,7 +4,7 @@
 //! leads (`Forwarded`), or waiting for a leader to be known (`Parked`). Each has a deadline; a lower
 //! bound of all deadlines is kept, so that looking for expired ones costs nothing until one can be.
 
-use floe_raft::Nanos;
+use floe_raft::{Nanos, Planted, is_planted};
 use floe_shard::CoreAddr;
 use floe_shard::request::{Request, RequestId};
 
@@ -103,7 +103,9 @@ impl Requests {
         let (at, _) = parts(request);
         let (usage, entry) = &mut self.slots[at as usize];
         let taken = std::mem::replace(entry, Entry::Free { next: self.free });
-        *usage = usage.wrapping_add(1);
+        if !is_planted(Planted::RequestNumberReused) {
+            *usage = usage.wrapping_add(1);
+        }
         self.free = Some(at);
         self.len -= 1;
         match taken {

@@ -8,7 +8,7 @@ use crate::requests::{Origin, Pending, Place};
 use crate::running::{HOUSEKEEPING_NS, Running};
 use crate::seam::Effects;
 use crate::worker::WorkerConfig;
-use floe_raft::Nanos;
+use floe_raft::{Nanos, Planted, is_planted};
 use floe_shard::peer::PeerMessage;
 use floe_shard::request::{Answer, BusyReason, Refusal, Request, RequestId, UnknownReason};
 use floe_shard::{CoreAddr, NodeId, ShardId};
@@ -151,7 +151,8 @@ impl Running {
     fn retry_or(&mut self, id: RequestId, answer: Answer, effects: &mut Effects, now: Nanos) {
         match self.requests.get_mut(id) {
             Some(pending)
-                if matches!(pending.request, Request::Read { .. })
+                if (matches!(pending.request, Request::Read { .. })
+                    || is_planted(Planted::DoubleForward))
                     && matches!(pending.origin, Origin::Local(_)) =>
             {
                 self.park(id);

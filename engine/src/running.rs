@@ -82,8 +82,6 @@ impl Running {
         let stream = record.current().first + u32::from(config.me.core);
         let wal_config = wal_config(&config.wal, record, stream);
         let mut wal = Wal::new(wal_config, found.own.as_ref(), now, &mut effects.disk);
-        #[cfg(feature = "planted")]
-        wal.set_planted_ack_before_durable(config.planted_ack_before_durable);
         let mut multi = MultiRaft::new(config.me, config.shard.clone(), record.boot_epoch, seed);
         let report = report(record, &found);
         for (&shard, &lowest_replica) in &found.tombstones {

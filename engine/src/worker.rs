@@ -52,9 +52,6 @@ pub struct WorkerConfig {
     pub requests_max: usize,
     /// Where the core counts.
     pub metrics: Arc<CoreMetrics>,
-    /// Planted bug: acknowledges writes before they are durable.
-    #[cfg(feature = "planted")]
-    pub planted_ack_before_durable: bool,
 }
 
 enum Phase {

@@ -140,7 +140,8 @@ impl Raft {
         }
         self.take_entries(entries);
         self.note_match(matched);
-        self.commit_to(commit.min(matched));
+        let known = if planted::is(Planted::CommitBeyondMatch) { self.log.last_index() } else { matched };
+        self.commit_to(commit.min(known));
     }
 
     /// Appends what the log doesn't hold yet, replacing whatever conflicts.
@@ -150,6 +151,7 @@ impl Raft {
             match self.log.term_at(index) {
                 Some(held) if held == term => continue,
                 None if index <= self.log.base().index => continue,
+                Some(_) if planted::is(Planted::ConflictKept) => continue,
                 Some(held) => self.cut_conflict(index, held, term),
                 None => {}
             }
@@ -189,7 +191,8 @@ impl Raft {
         let (durable, commit) = (self.writes.durable(), self.commit);
         let Role::Follower(follower) = &mut self.role else { return };
         let Some(leader) = follower.leader.filter(|_| follower.ack_owed) else { return };
-        let matched = durable.min(follower.known.max(commit));
+        let is_known = !planted::is(Planted::AckOfUnknown);
+        let matched = if is_known { durable.min(follower.known.max(commit)) } else { durable };
         follower.ack_owed = false;
         follower.acked = matched;
         let echo_ns = follower.leader_sent_at_ns;

@@ -125,9 +125,9 @@ pub use config::{Config, ConfigError};
 pub use error::{ChangeError, Refused};
 pub use membership::{Change, Membership};
 pub use message::{Body, FollowerStamp, LeaderStamp, Message};
-pub use planted::Planted;
 #[cfg(feature = "planted")]
 pub use planted::plant;
+pub use planted::{Planted, is as is_planted};
 pub use progress::FeedState;
 pub use quorum::VoteResult;
 pub use raft::{Raft, Restored};

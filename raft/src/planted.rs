@@ -1,9 +1,11 @@
-//! Bugs planted on purpose, to prove that the checkers find them. Only with the feature `planted`,
-//! which nothing enables by default; without it [`is`] is constantly false and compiled away.
+//! Bugs planted on purpose, to prove that the checkers find them: in all layers, since what they share is
+//! this crate. Only with the feature `planted`, which nothing enables by default; without it [`is`] is
+//! constantly false and compiled away.
 
-/// One known way to break Raft.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One known way to break the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Planted {
+    // --- consensus
     /// A vote is neither handed out to be persisted nor waited for: after a crash the same replica
     /// votes twice in one term (breaks Election Safety, paper §5.2).
     VoteNotPersisted,
@@ -26,6 +28,89 @@ pub enum Planted {
     JointAsUnion,
     /// A candidate also asks, and counts, voters that the membership in force has removed (paper §6).
     RemovedVoteCounted,
+    /// A new leader serves reads before an entry of its own term is committed (paper §8).
+    ReadBeforeOwnCommit,
+    /// A follower keeps entries that contradict the leader's (breaks Log Matching, paper §5.3).
+    ConflictKept,
+    /// A follower acknowledges whatever it holds, also what the leader never sent (paper §5.3).
+    AckOfUnknown,
+    /// A follower commits beyond the last entry that it knows to be the leader's (paper §5.3).
+    CommitBeyondMatch,
+    // --- shards
+    /// A write is answered when it is in the leader's log.
+    AnswerBeforeCommit,
+    /// A proposal counts as done when anything is applied at its index.
+    AnswerByIndex,
+    /// A write whose outcome isn't known is sent again.
+    DoubleForward,
+    /// Another request gets the number of one that is still under way elsewhere.
+    RequestNumberReused,
+    /// A dump lacks the last row.
+    DumpLosesRow,
+    /// A dump says that it is older than it is: what it holds is applied again.
+    DumpMarkTooOld,
+    /// The log is cut before the dump's name is durable.
+    DumpNameNotSynced,
+    /// A transferred dump counts before its record is durable.
+    InstallBeforeRecord,
+    /// Nobody checks a dump's checksums.
+    DumpNotChecked,
+    // --- the write-ahead log
+    /// Frames count as durable when they are issued.
+    AckBeforeDurable,
+    /// With several frames in flight, the highest that is done counts for all before it.
+    OutOfOrderDurable,
+    /// More frames are in flight than their headers say.
+    FrameBeyondLimit,
+    /// A failed write counts as done.
+    FailedWriteIgnored,
+    /// Every bad frame is taken for a torn tail.
+    TornTailIgnored,
+    /// Nothing ties a frame to its segment: those of a recycled file's former life count.
+    StaleFramesReplayed,
+    /// Recovery keeps a shard's first hard state.
+    HardStateIgnored,
+    /// Segments are freed although shards need them.
+    FreedTooEarly,
+    /// A segment is used before its name is durable.
+    SegmentNameNotSynced,
+    /// Streams of an older core count go when the first core has settled.
+    SettledEarly,
+}
+
+impl Planted {
+    /// Those that the simulator hunts. The ones about memberships are hunted by this crate's own random
+    /// schedules: the simulator doesn't change memberships yet.
+    pub const ALL: [Self; 28] = [
+        Self::VoteNotPersisted,
+        Self::OldTermCommitCounted,
+        Self::VoteForStaleLog,
+        Self::VoteGivenTwice,
+        Self::ReadWithoutRound,
+        Self::ReadBeforeOwnCommit,
+        Self::ConflictKept,
+        Self::AckOfUnknown,
+        Self::CommitBeyondMatch,
+        Self::AnswerBeforeCommit,
+        Self::AnswerByIndex,
+        Self::DoubleForward,
+        Self::RequestNumberReused,
+        Self::DumpLosesRow,
+        Self::DumpMarkTooOld,
+        Self::DumpNameNotSynced,
+        Self::InstallBeforeRecord,
+        Self::DumpNotChecked,
+        Self::AckBeforeDurable,
+        Self::OutOfOrderDurable,
+        Self::FrameBeyondLimit,
+        Self::FailedWriteIgnored,
+        Self::TornTailIgnored,
+        Self::StaleFramesReplayed,
+        Self::HardStateIgnored,
+        Self::FreedTooEarly,
+        Self::SegmentNameNotSynced,
+        Self::SettledEarly,
+    ];
 }
 
 #[cfg(feature = "planted")]
@@ -33,7 +118,7 @@ thread_local! {
     static PLANTED: std::cell::Cell<Option<Planted>> = const { std::cell::Cell::new(None) };
 }
 
-/// Plants one bug in every replica that runs on this thread, or none.
+/// Plants one bug in everything that runs on this thread, or none.
 #[cfg(feature = "planted")]
 pub fn plant(bug: Option<Planted>) {
     PLANTED.set(bug);
@@ -41,12 +126,12 @@ pub fn plant(bug: Option<Planted>) {
 
 /// Whether `bug` is planted on this thread.
 #[cfg(feature = "planted")]
-pub(crate) fn is(bug: Planted) -> bool {
+pub fn is(bug: Planted) -> bool {
     PLANTED.get() == Some(bug)
 }
 
 /// Whether `bug` is planted: never.
 #[cfg(not(feature = "planted"))]
-pub(crate) const fn is(_bug: Planted) -> bool {
+pub const fn is(_bug: Planted) -> bool {
     false
 }

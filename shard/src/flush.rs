@@ -13,7 +13,7 @@ use crate::multi_raft::MultiRaft;
 use crate::output::{DumpRemove, DumpSave, LogWrite, Output};
 use crate::replica::{OnDurable, Replica};
 use bytes::Bytes;
-use floe_raft::{Mark, Nanos, ReplicaId};
+use floe_raft::{Mark, Nanos, Planted, ReplicaId, is_planted};
 
 /// A shard with at most this much live log is copied forward rather than dumped.
 const RESET_BYTES_MAX: usize = 1 << 20;
@@ -166,6 +166,7 @@ impl MultiRaft {
 impl Replica {
     fn start_flush(&mut self) -> DumpSave {
         let generation = self.take_generation();
+        let mark = self.dump_mark();
         let membership = self.raft.membership_at(self.applied.index).clone();
         assert!(
             membership == self.descriptor.membership(),
@@ -176,19 +177,28 @@ impl Replica {
         );
         let head = DumpHead {
             shard: self.shard,
-            mark: self.applied,
+            mark,
             descriptor: self.descriptor.clone(),
             membership,
         };
         let data = Box::new(DumpFile::new(&head, self.machine.dump()));
         self.flush.running = Some(RunningFlush {
             generation,
-            mark: self.applied,
+            mark,
             descriptor: self.descriptor.encode(),
             covered_bytes: self.flush.unflushed_bytes,
             len: crate::state_machine::Dump::len(&*data) as u64,
         });
         DumpSave { shard: self.shard, replica: self.id, generation, data }
+    }
+
+    /// Where the state that is dumped stands.
+    fn dump_mark(&self) -> Mark {
+        let before = self.applied.index - 1;
+        match self.raft.term_at(before) {
+            Some(term) if is_planted(Planted::DumpMarkTooOld) => Mark::new(term, before),
+            _ => self.applied,
+        }
     }
 
     /// The dump is durable: from now on it is the shard's base.

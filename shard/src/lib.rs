@@ -118,6 +118,3 @@ pub use request::{
 pub use shard_map::{ShardMap, pre_split};
 pub use state_machine::{BadPayload, CommandResult, Dump, QueryResult, StateMachine};
 pub use status::{ShardStatus, Stats};
-
-#[cfg(feature = "planted")]
-pub use floe_raft::{Planted, plant};

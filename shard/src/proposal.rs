@@ -6,7 +6,7 @@
 //! several proposals of different terms at one index; at most one of them comes true.
 
 use crate::request::RequestId;
-use floe_raft::{Index, Mark};
+use floe_raft::{Index, Mark, Planted, is_planted};
 use std::collections::VecDeque;
 
 /// What came of a proposal.
@@ -43,7 +43,8 @@ impl Proposals {
         let &(mark, id) = self.waiting.front().filter(|(mark, _)| mark.index <= applied.index)?;
         self.waiting.pop_front();
         assert!(mark.index == applied.index, "proposal {mark} was passed over, {applied} is applied");
-        Some((id, if mark == applied { Fate::Applied } else { Fate::Overwritten }))
+        let is_own = mark == applied || is_planted(Planted::AnswerByIndex);
+        Some((id, if is_own { Fate::Applied } else { Fate::Overwritten }))
     }
 
     /// The state jumped to `to`: the next proposal that was passed over. Call until `None`.

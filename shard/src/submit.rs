@@ -10,7 +10,7 @@ use crate::request::{Answer, BusyReason, Consistency, Query, Refusal, Request, R
 use crate::shard_map::is_newer;
 use crate::state_machine::{BadPayload, QueryResult};
 use bytes::Bytes;
-use floe_raft::{EntryKind, Nanos, Refused};
+use floe_raft::{EntryKind, Nanos, Planted, Refused, is_planted};
 
 impl MultiRaft {
     /// Takes a request. The answer follows in [`crate::Output::answers`].
@@ -31,7 +31,14 @@ impl MultiRaft {
         }
         match request {
             Request::Write { command, .. } => {
-                self.submit_write(slot, id, command).map_err(Answer::Refused)?
+                self.submit_write(slot, id, command).map_err(Answer::Refused)?;
+                if is_planted(Planted::AnswerBeforeCommit) {
+                    self.callers.opened();
+                    self.callers.abandon(id);
+                    self.touch(slot);
+                    let version = self.replicas[slot].raft.last_mark().index;
+                    return Err(Answer::Written { version });
+                }
             }
             Request::Read { range_epoch, query, consistency, .. } => {
                 self.submit_read(slot, PendingRead { id, query, range_epoch }, consistency)?;

@@ -11,7 +11,7 @@ use crate::peer::PeerMessage;
 use crate::proposal::Fate;
 use crate::replica::Replica;
 use crate::request::{Answer, BusyReason, Refusal, UnknownReason};
-use floe_raft::{EntryKind, Leadership, Message, Nanos, Ready};
+use floe_raft::{EntryKind, Leadership, Message, Nanos, Planted, Ready, is_planted};
 
 impl MultiRaft {
     /// Steps every ready replica once and adds what they want done to `out`. What the caps leave over is
@@ -135,6 +135,9 @@ impl MultiRaft {
         }
         if let Some(install) = install {
             self.install_dump(slot, write, install, out);
+            if is_planted(Planted::InstallBeforeRecord) {
+                self.finish_install(slot);
+            }
         }
         out.persists.push(PersistToken { shard, write });
     }

@@ -25,6 +25,7 @@ use crate::disk::{
     OpOwner,
 };
 use bytes::Bytes;
+use floe_raft::{Planted, is_planted};
 use floe_shard::ShardId;
 use std::collections::VecDeque;
 
@@ -122,8 +123,6 @@ pub struct Recovery {
     frames: u64,
     bytes: u64,
     torn_bytes: u64,
-    #[cfg(feature = "planted")]
-    planted_torn_tail_ignored: bool,
 }
 
 impl Recovery {
@@ -148,17 +147,9 @@ impl Recovery {
             frames: 0,
             bytes: 0,
             torn_bytes: 0,
-            #[cfg(feature = "planted")]
-            planted_torn_tail_ignored: false,
         };
         recovery.issue(DiskCall::List { dir }, calls);
         recovery
-    }
-
-    /// A deliberate bug for the simulator to find: every bad frame is taken for a torn tail.
-    #[cfg(feature = "planted")]
-    pub fn set_planted_torn_tail_ignored(&mut self, on: bool) {
-        self.planted_torn_tail_ignored = on;
     }
 
     fn issue(&mut self, call: DiskCall, calls: &mut DiskCalls) {
@@ -351,6 +342,9 @@ impl Recovery {
         let Found { file, header: Some(segment), .. } = &self.found[found] else { return false };
         let in_sequence = if self.cursor.seq.is_some() { header.seq == seq } else { header.seq >= seq };
         let linked = self.cursor.link.is_none_or(|link| link == header.previous);
+        if is_planted(Planted::StaleFramesReplayed) {
+            return true;
+        }
         header.segment == file.id && header.boot_epoch == segment.boot_epoch && in_sequence && linked
     }
 
@@ -403,7 +397,7 @@ impl Recovery {
         let segment = self.found[found].file.id;
         for item in items {
             if let Err(Contradiction { shard, reason }) = self.replay.apply(item, segment) {
-                if self.ignores_corruption() {
+                if is_planted(Planted::TornTailIgnored) {
                     continue;
                 }
                 let file = self.found[found].file.path.clone();
@@ -451,7 +445,7 @@ impl Recovery {
             self.become_looking_ahead(Some(bad));
             return Ok(());
         }
-        if self.ignores_corruption() {
+        if is_planted(Planted::TornTailIgnored) {
             self.enter_run(self.cursor.run + 1);
             return Ok(());
         }
@@ -468,15 +462,6 @@ impl Recovery {
         }
         let BadFrame { found, offset, seq, reason, shards, .. } = bad;
         RecoveryError::Corruption { file: self.found[found].file.path.clone(), offset, seq, shards, reason }
-    }
-
-    fn ignores_corruption(&self) -> bool {
-        #[cfg(feature = "planted")]
-        if self.planted_torn_tail_ignored {
-            // planted: every bad frame is a torn tail
-            return true;
-        }
-        false
     }
 
     fn end(&self) -> StreamEnd {

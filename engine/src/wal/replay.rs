@@ -7,7 +7,7 @@ use super::bounds::{Bounds, Effect};
 use super::record::{Item, ResetPart};
 use super::{Record, ShardState};
 use bytes::{Bytes, BytesMut};
-use floe_raft::{Entry, Index, Mark};
+use floe_raft::{Entry, Index, Mark, Planted, is_planted};
 use floe_shard::ShardId;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -135,6 +135,7 @@ impl Shard {
         }
         match record {
             Record::Entries { entries, .. } => self.replace_suffix(entries),
+            Record::HardState { .. } if is_planted(Planted::HardStateIgnored) => {}
             Record::HardState { state, .. } => self.state.hard_state = state,
             Record::TruncatePrefix { flushed, generation, .. } => self.drop_prefix(flushed, generation),
             Record::SnapshotInstall { mark, generation, descriptor, keep_suffix, .. } => {

@@ -7,7 +7,7 @@ use super::ops::{Ops, Purpose};
 use super::segment::{FRAMES_AT, HeaderRecipe, SegmentFile, SegmentHeader, segment_path};
 use super::{FrameSeq, StreamEnd, WalConfig};
 use crate::disk::{BLOCK, DiskCall, DiskCalls, DiskError, DiskErrorKind, DiskResult};
-use floe_raft::Nanos;
+use floe_raft::{Nanos, Planted, is_planted};
 use std::collections::VecDeque;
 
 /// How long after "no space left" the next attempt comes.
@@ -176,6 +176,11 @@ impl Supply {
                 self.full = false;
                 self.write_header(&file, position, ops, calls);
                 Step::Heading(file)
+            }
+            Step::Heading(file) if is_planted(Planted::SegmentNameNotSynced) => {
+                result?;
+                self.on_ready(file);
+                Step::Idle
             }
             Step::Heading(file) => {
                 result?;

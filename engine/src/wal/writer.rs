@@ -14,7 +14,7 @@ use super::stats::{WalFailure, WalStats};
 use super::supply::{Position, Supply};
 use super::{FrameSeq, Record, ShardState, StreamEnd, WalConfig, salt};
 use crate::disk::{DiskCall, DiskCalls, DiskErrorKind, DiskResult};
-use floe_raft::Nanos;
+use floe_raft::{Nanos, Planted, is_planted};
 use floe_shard::ShardId;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -92,8 +92,6 @@ pub struct Wal {
     active_at: Nanos,
     failure: Option<WalFailure>,
     stats: WalStats,
-    #[cfg(feature = "planted")]
-    planted_ack_before_durable: bool,
 }
 
 impl Wal {
@@ -136,8 +134,6 @@ impl Wal {
             active_at: now,
             failure: None,
             stats: WalStats::default(),
-            #[cfg(feature = "planted")]
-            planted_ack_before_durable: false,
             config,
         };
         wal.supply.pump(now, &mut wal.ops, calls);
@@ -151,7 +147,8 @@ impl Wal {
         }
         while let Some(frame) = self.waiting.front().or(self.open.as_ref()) {
             let bytes = frame_bytes(frame.body_bytes);
-            let allowed = frame.seq <= self.durable + u64::from(self.config.frames_in_flight);
+            let more = if is_planted(Planted::FrameBeyondLimit) { 2 } else { 0 };
+            let allowed = frame.seq <= self.durable + u64::from(self.config.frames_in_flight) + more;
             if !allowed {
                 break;
             }
@@ -232,10 +229,12 @@ impl Wal {
 
     /// The highest sequence up to which everything is durable.
     pub fn durable(&self) -> FrameSeq {
-        #[cfg(feature = "planted")]
-        if self.planted_ack_before_durable {
-            // planted: ack before durable
+        if is_planted(Planted::AckBeforeDurable) {
             return self.in_flight.back().map_or(self.durable, |last| last.seq);
+        }
+        if is_planted(Planted::OutOfOrderDurable) {
+            let done = self.in_flight.iter().rev().find(|frame| frame.done);
+            return done.map_or(self.durable, |frame| frame.seq);
         }
         self.durable
     }
@@ -260,6 +259,10 @@ impl Wal {
             return Err(failure.clone());
         }
         let outcome = match op.purpose {
+            Purpose::Frame(seq) if is_planted(Planted::FailedWriteIgnored) => {
+                self.on_written(seq, now);
+                Ok(())
+            }
             Purpose::Frame(seq) => result.map(|_| self.on_written(seq, now)),
             Purpose::Supply => {
                 self.blocked = false;
@@ -342,7 +345,8 @@ impl Wal {
     /// They are freed once a frame that says so is durable.
     fn advance_oldest(&mut self) {
         let Some(current) = &self.current else { return };
-        let of_shards = self.pins.oldest_of_shards().unwrap_or(current.file.id);
+        let pinned = self.pins.oldest_of_shards().filter(|_| !is_planted(Planted::FreedTooEarly));
+        let of_shards = pinned.unwrap_or(current.file.id);
         let of_stream = self.pins.oldest_of_stream().unwrap_or(current.file.id);
         let oldest = of_shards.min(of_stream).min(current.file.id);
         assert!(oldest >= self.oldest, "segment {oldest} is needed again, {} was stated", self.oldest);
@@ -451,12 +455,6 @@ impl Wal {
     /// Why the stream has stopped, if it has.
     pub fn failure(&self) -> Option<&WalFailure> {
         self.failure.as_ref()
-    }
-
-    /// A deliberate bug for the simulator to find.
-    #[cfg(feature = "planted")]
-    pub fn set_planted_ack_before_durable(&mut self, on: bool) {
-        self.planted_ack_before_durable = on;
     }
 }
 

@@ -490,7 +490,7 @@ impl Cluster {
             Err(violation) => self.break_promise(violation),
             Ok(done) if client < BURSTS => {
                 // Who is refused waits a little before he asks for more.
-                let back_off = if done { 0 } else { self.random.between(5 * MS, 50 * MS) };
+                let back_off = if done { 0 } else { self.random.below(4 * self.plan.load.think_ns) };
                 let after = self.clients.think() + back_off;
                 self.queue.after(after, Event::Client(client));
             }

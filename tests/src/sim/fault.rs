@@ -88,7 +88,7 @@ impl Cluster {
         let leading = |node: &usize| self.roles(*node).contains(&Role::Leader);
         let leading: Vec<usize> = (0..self.nodes.len()).filter(leading).collect();
         match self.random.below(10) {
-            0..4 if self.candidates_spared_until <= self.now() => {
+            0..4 if self.plan.aims_at_candidates && self.candidates_spared_until <= self.now() => {
                 let patience = 4 * self.plan.election_timeout_ns();
                 self.armed = Some(kind);
                 self.candidates_spared_until = self.now() + 2 * patience;
@@ -216,7 +216,10 @@ impl Cluster {
         let disk = &mut self.nodes[node].disk;
         let mut lasts = lasts;
         match kind {
-            FaultKind::SlowDisk => disk.profile.slowness = *self.random.pick(&[10, 100, 3_000]),
+            FaultKind::SlowDisk => {
+                let slowness = *self.random.pick(&[10, 100, 3_000]);
+                return self.slow_disk(node, slowness, lasts);
+            }
             FaultKind::StuckDisk => {
                 disk.profile.stuck = true;
                 // Long enough now and then for others to take over.

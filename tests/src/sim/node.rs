@@ -133,8 +133,6 @@ impl Process {
                 machines: Arc::new(|_| Box::new(MemoryStore::new())),
                 requests_max: plan.requests_max,
                 metrics: Arc::new(CoreMetrics::default()),
-                #[cfg(feature = "planted")]
-                planted_ack_before_durable: plan.bug == Some(crate::sim::plan::Bug::AckBeforeDurable),
             };
             let mut effects = Effects::default();
             let seed = node.random.next_u64();

@@ -12,34 +12,7 @@ use floe_raft::Nanos;
 use floe_shard::ShardConfig;
 use std::collections::BTreeSet;
 
-/// A bug that is planted to see that it is found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Bug {
-    /// A vote is given before it is durable, and forgotten by a crash.
-    VoteNotPersisted,
-    /// Entries of older terms are committed by counting replicas.
-    OldTermCommitCounted,
-    /// The log says that frames are durable before they are.
-    AckBeforeDurable,
-    /// A vote goes to a log that lacks committed entries.
-    VoteForStaleLog,
-    /// One voter helps two candidates of one term.
-    VoteGivenTwice,
-    /// A leader reads without asking whether it still leads.
-    ReadWithoutRound,
-}
-
-impl Bug {
-    /// Every bug.
-    pub const ALL: [Self; 6] = [
-        Self::VoteNotPersisted,
-        Self::OldTermCommitCounted,
-        Self::AckBeforeDurable,
-        Self::VoteForStaleLog,
-        Self::VoteGivenTwice,
-        Self::ReadWithoutRound,
-    ];
-}
+pub use floe_raft::Planted as Bug;
 
 /// Kinds of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -156,6 +129,8 @@ pub struct Plan {
     pub faults: Vec<(FaultKind, u64)>,
     /// Which of the faults that are drawn strike, by number from 0; `None` = all.
     pub faults_only: Option<BTreeSet<u64>>,
+    /// Whether some faults wait until a replica stands for election.
+    pub aims_at_candidates: bool,
     /// Usual time between two faults.
     pub fault_every_ns: Nanos,
     /// Usual duration of a fault.
@@ -197,13 +172,25 @@ impl Plan {
             think_ns: *random.pick(&[MS, 10 * MS, 50 * MS]),
             value_bytes_max: *random.pick(&[16, 200, 2_000, 20_000]),
         };
-        let mut kinds: Vec<_> = FaultKind::ALL.into_iter().filter(|_| random.percent(40)).collect();
+        // Few kinds at a time show what many would hide, and the other way round.
+        let share = *random.pick(&[8, 20, 45]);
+        let mut kinds: Vec<_> = FaultKind::ALL.into_iter().filter(|_| random.percent(share)).collect();
+        if random.percent(15) && !kinds.contains(&FaultKind::NewLeader) {
+            kinds.push(FaultKind::NewLeader);
+        }
         if kinds.is_empty() {
             kinds.push(*random.pick(&FaultKind::ALL));
         }
         plan.faults = kinds.into_iter().map(|kind| (kind, random.between(1, 8))).collect();
+        plan.aims_at_candidates = random.percent(40);
         plan.fault_every_ns = *random.pick(&[50 * MS, 200 * MS, 600 * MS]);
         plan.fault_for_ns = *random.pick(&[20 * MS, 200 * MS, SEC]);
+        (plan.shard.raft.election_timeout_min_ns, plan.shard.raft.election_timeout_max_ns) = *random.pick(&[
+            (150 * MS, 300 * MS),
+            (150 * MS, 300 * MS),
+            (70 * MS, 300 * MS),
+            (270 * MS, 300 * MS),
+        ]);
         plan.network.latency_ns = *random.pick(&[50 * US, 200 * US, 2 * MS]);
         plan.network.loss_ppm = *random.pick(&[0, 0, 100, 2_000]);
         plan.network.chaos_ppm = *random.pick(&[0, 0, 1_000, 30_000]);
@@ -246,6 +233,7 @@ impl Plan {
             load: Load { clients: 20, keys: 16, operations: 1_000, think_ns: MS, value_bytes_max: 200 },
             faults: Vec::new(),
             faults_only: None,
+            aims_at_candidates: false,
             fault_every_ns: 200 * MS,
             fault_for_ns: 200 * MS,
             network: NetworkProfile::default(),

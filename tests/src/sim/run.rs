@@ -101,15 +101,7 @@ fn drive(cluster: &mut Cluster, recovery_ns: &mut Nanos) -> Result<(), Violation
 
 #[cfg(feature = "planted")]
 fn plant(plan: &Plan) {
-    use crate::sim::plan::Bug;
-    floe_raft::plant(match plan.bug {
-        Some(Bug::VoteNotPersisted) => Some(floe_raft::Planted::VoteNotPersisted),
-        Some(Bug::OldTermCommitCounted) => Some(floe_raft::Planted::OldTermCommitCounted),
-        Some(Bug::VoteForStaleLog) => Some(floe_raft::Planted::VoteForStaleLog),
-        Some(Bug::VoteGivenTwice) => Some(floe_raft::Planted::VoteGivenTwice),
-        Some(Bug::ReadWithoutRound) => Some(floe_raft::Planted::ReadWithoutRound),
-        Some(Bug::AckBeforeDurable) | None => None,
-    });
+    floe_raft::plant(plan.bug);
 }
 
 #[cfg(not(feature = "planted"))]

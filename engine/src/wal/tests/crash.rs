@@ -417,11 +417,9 @@ fn the_planted_bugs_break_their_promises() {
     let mut node = Node::boot(Disk::default(), config);
     node.append(Record::ShardReset(Box::new(state(1, 1))));
     node.settle();
-    node.wal.set_planted_ack_before_durable(true);
+    floe_raft::plant(Some(floe_raft::Planted::AckBeforeDurable));
     node.append(append(1, 1, entries(1, 1, 1, b"lost")));
     node.submit();
     assert_eq!(node.wal.durable(), node.wal.barrier(), "acknowledged while the write is in flight");
-    let mut calls = Vec::new();
-    let mut recovery = Recovery::new(DIR.into(), 1, STORE, &mut calls);
-    recovery.set_planted_torn_tail_ignored(true);
+    floe_raft::plant(None);
 }
