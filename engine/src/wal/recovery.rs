@@ -369,6 +369,11 @@ impl Recovery {
         if let (Probe::Bad(here), Some(next)) = (&probe, next) {
             // Where a segment is full, the log goes on in the next one.
             let here = here.clone();
+            if self.cursor.seq.is_none() && self.found[next].holds_frames {
+                // The log before this segment was freed, which was not before something in it was durable:
+                // so its first frame was. To go on without it would lose whole shards unnoticed.
+                return Err(self.corrupt_frame(here, next));
+            }
             self.stuck = Some(here.clone());
             probe = self.probe(next, FRAMES_AT)?;
             place = (next, FRAMES_AT, self.cursor.segment + 1);
