@@ -175,12 +175,7 @@ impl Replica {
             self.applied,
             self.descriptor
         );
-        let head = DumpHead {
-            shard: self.shard,
-            mark,
-            descriptor: self.descriptor.clone(),
-            membership,
-        };
+        let head = DumpHead { shard: self.shard, mark, descriptor: self.descriptor.clone(), membership };
         let data = Box::new(DumpFile::new(&head, self.machine.dump()));
         self.flush.running = Some(RunningFlush {
             generation,
