@@ -48,7 +48,7 @@ fn beat() -> PeerBatch {
         read_round: 0,
         stamp: LeaderStamp { sent_at_ns: 1, echo_ns: 2 },
     };
-    let beat = Beat { boot_epoch: 3, groups: (0..1000).map(row).collect() };
+    let beat = Beat { boot_epoch: 3, groups: (0..1000).map(row).collect(), quiet: Vec::new() };
     PeerBatch { beat: Some(beat), ..PeerBatch::default() }
 }
 

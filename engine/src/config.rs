@@ -47,6 +47,9 @@ pub struct Config {
     pub election_timeout_max: Duration,
     /// How often a leader is heard at the least. Default 30 ms; below half of `election_timeout_min`.
     pub heartbeat_interval: Duration,
+    /// A shard that nobody has written to, or read from linearizably, for so long goes quiet: it costs neither
+    /// messages nor processor time until somebody does. Default 1 s; `Duration::MAX` = never.
+    pub quiet_after: Duration,
     /// Deadline of calls that name none. Default 10 s.
     pub timeout: Duration,
     /// Requests under way per core; beyond it they are refused as `Busy`. Default 65,536.
@@ -119,6 +122,7 @@ impl Config {
             election_timeout_min: Duration::from_millis(150),
             election_timeout_max: Duration::from_millis(300),
             heartbeat_interval: Duration::from_millis(30),
+            quiet_after: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
             requests_max: 1 << 16,
             send_queue_bytes_max: 64 << 20,
@@ -231,6 +235,7 @@ impl Config {
             cores: self.cores,
             flush_log_bytes: self.flush_log_bytes,
             log_bytes_max: self.log_bytes_max,
+            quiet_after_ns: nanos(self.quiet_after),
             ..ShardConfig::default()
         }
     }

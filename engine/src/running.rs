@@ -17,12 +17,13 @@ use floe_shard::descriptor::Descriptor;
 use floe_shard::output::{LogWrite, Output, PersistToken, RefusedMessage};
 use floe_shard::peer::{PeerBatch, PeerMessage};
 use floe_shard::request::RequestId;
-use floe_shard::{CoreAddr, MultiRaft, ShardId, open_dump};
+use floe_shard::{CoreAddr, MultiRaft, NodeId, ShardId, open_dump};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::vec::Drain;
 
 const MS: Nanos = 1_000_000;
-/// How often a core looks after what no event brings: parked requests, the log's space, leaders.
+/// How often a core looks after what no event brings: parked requests and the log's space.
 pub(crate) const HOUSEKEEPING_NS: Nanos = 20 * MS;
 /// How long a clean shutdown waits for requests under way.
 const DRAIN_NS: Nanos = 1_000 * MS;
@@ -108,6 +109,7 @@ impl Running {
             torn_bytes = report.torn_bytes, rehomed = report.rehomed, boot_epoch = report.boot_epoch,
             "recovered"
         );
+        config.metrics.leaders.lock().extend(multi.shards().map(|shard| (shard, None)));
         effects.events.push(Event::Started(report));
         Ok(Self {
             config: config.clone(),
@@ -299,6 +301,7 @@ impl Running {
         for (id, answer) in output.answers.drain(..) {
             self.on_answer(now, id, answer, None, effects);
         }
+        self.note_leaders(output.leaders.drain(..), effects);
         for save in output.dump_saves.drain(..) {
             self.dumps.save(save, &mut effects.disk);
         }
@@ -342,14 +345,13 @@ impl Running {
         for shard in self.wal.pinning(self.config.wal.bytes_max) {
             self.multi.reset_base(shard);
         }
-        let mut leaders = self.config.metrics.leaders.lock();
-        for status in self.multi.statuses() {
-            let (shard, leader) = (status.shard, status.leader_node);
-            if leaders.get(&shard) != Some(&leader) {
-                leaders.insert(shard, leader);
-                tracing::debug!(core = %self.config.me, %shard, ?leader, "leader");
-                effects.events.push(Event::Leader { shard, leader });
-            }
+    }
+
+    fn note_leaders(&self, changed: Drain<'_, (ShardId, Option<NodeId>)>, effects: &mut Effects) {
+        for (shard, leader) in changed {
+            tracing::debug!(core = %self.config.me, %shard, ?leader, "leader");
+            self.config.metrics.leaders.lock().insert(shard, leader);
+            effects.events.push(Event::Leader { shard, leader });
         }
     }
 

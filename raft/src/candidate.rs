@@ -38,6 +38,7 @@ impl Raft {
         self.advance_clock(now);
         self.wedged = wedged;
         if wedged && !self.is_only_voter() && !matches!(self.role, Role::Follower(_)) {
+            self.wake(now, now);
             self.become_follower(self.term, None);
         }
     }

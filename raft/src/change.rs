@@ -63,7 +63,7 @@ impl Raft {
         force: bool,
         context: &[u8],
     ) -> Result<Mark, Refused> {
-        self.advance_clock(now);
+        self.wake(now, now);
         let hint = self.leader();
         let Role::Leader(leader) = &self.role else {
             return Err(Refused::NotLeader { leader: hint });

@@ -97,7 +97,7 @@ impl Raft {
 
     /// A message that only the leader of the term sends came from `from`. `None` if that can't be (a
     /// term has one leader): then it is dropped.
-    fn follow(&mut self, from: ReplicaId, stamp: LeaderStamp) -> Option<&mut Follower> {
+    pub(crate) fn follow(&mut self, from: ReplicaId, stamp: LeaderStamp) -> Option<&mut Follower> {
         match &self.role {
             Role::Leader(_) => return None,
             Role::Follower(Follower { leader: Some(leader), .. }) if *leader != from => return None,

@@ -48,7 +48,7 @@ pub(crate) struct Leader {
     term_start: Index,
     transfer: Option<Transfer>,
     /// When CheckQuorum is due; it may then turn out to be due later.
-    check_quorum_at: Nanos,
+    pub(crate) check_quorum_at: Nanos,
     /// Sizes of the proposals that are not committed yet.
     uncommitted_bytes: usize,
     /// `flush` may have something to do.
@@ -118,6 +118,17 @@ impl Leader {
     pub(crate) fn deadline(&self) -> Nanos {
         let abort_at = self.transfer.as_ref().map_or(Nanos::MAX, |transfer| transfer.abort_at);
         self.check_quorum_at.min(abort_at)
+    }
+
+    /// Nobody waits for anything but entries.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.transfer.is_none() && self.reads.are_none()
+    }
+
+    /// Gives back what it doesn't need as long as nothing is in flight.
+    pub(crate) fn shrink(&mut self) {
+        self.peers.iter_mut().for_each(Progress::shrink);
+        self.reads.shrink();
     }
 
     fn peer(&mut self, id: ReplicaId) -> Option<&mut Progress> {
@@ -315,6 +326,9 @@ impl Raft {
     /// nothing unless this replica leads.
     pub fn beat(&mut self, now: Nanos) {
         self.advance_clock(now);
+        if self.quiet {
+            return;
+        }
         self.with_leader(|leader, view, outbox| {
             let round = leader.reads.pending_round();
             for peer in &mut leader.peers {
@@ -335,7 +349,7 @@ impl Raft {
     /// # Errors
     /// Nothing was done: not the leader, another transfer runs, or `to` isn't another voter.
     pub fn transfer_leadership(&mut self, now: Nanos, to: ReplicaId) -> Result<(), Refused> {
-        self.advance_clock(now);
+        self.wake(now, now);
         let hint = self.leader();
         let may_lead = to != self.id && self.members.current.is_voter(to);
         let Role::Leader(leader) = &mut self.role else {

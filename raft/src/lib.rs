@@ -38,6 +38,8 @@
 //! (`Raft::meet_term`; thesis §4.2.3) and CheckQuorum (`Leader::tick`; thesis §6.2), so a replica that
 //! was cut off raises nobody's term when it comes back, and a leader that was cut off stops leading.
 //!
+//! A group with nothing to do goes quiet and then costs nothing (`quiescence.rs`).
+//!
 //! On top of that: pipelined appends within a window (`progress.rs`; thesis §10.2.1), ReadIndex
 //! (`read_index.rs`; thesis §6.4), leadership transfer (`Leader::maybe_tell_successor`; thesis
 //! §3.10), and handing over to a snapshot transfer that the layer above runs
@@ -110,6 +112,7 @@ mod message;
 mod output;
 mod planted;
 mod progress;
+mod quiescence;
 pub mod quorum;
 mod raft;
 mod read_index;

@@ -144,6 +144,12 @@ impl Log {
         }
     }
 
+    /// Gives back the memory that holds no entry.
+    pub(crate) fn shrink(&mut self) {
+        self.entries.shrink_to_fit();
+        self.runs.shrink_to_fit();
+    }
+
     /// Drops everything; the log starts after `base`.
     pub(crate) fn reset(&mut self, base: Mark) {
         assert!(base.index > self.base.index, "a snapshot at {base} can't replace the base {}", self.base);

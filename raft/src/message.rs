@@ -104,6 +104,12 @@ pub enum Body {
         /// Lease and stale-read stamps.
         stamp: LeaderStamp,
     },
+    /// The leader has nothing more to say: its log ends at `last`, all of it is committed, and whoever holds
+    /// it goes quiet until something is said. Who watches the leader meanwhile: `quiescence.rs`.
+    Quiesce {
+        /// The leader's last mark.
+        last: Mark,
+    },
     /// Answer to `Heartbeat`.
     HeartbeatReply {
         /// `read_round` of the heartbeat.

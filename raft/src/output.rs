@@ -28,6 +28,12 @@ impl Outbox {
         self.messages.push(Message { from: view.id, to, term: view.term, body });
     }
 
+    /// Gives back the memory of what has left.
+    pub(crate) fn shrink(&mut self) {
+        self.messages.shrink_to_fit();
+        self.revealing.shrink_to_fit();
+    }
+
     fn is_empty(&self) -> bool {
         self.messages.is_empty()
             && self.revealing.is_empty()
@@ -69,6 +75,9 @@ impl Raft {
         if leadership != self.announced {
             self.announced = leadership;
             out.leadership = Some(leadership);
+        }
+        if self.quiet {
+            self.outbox.shrink();
         }
     }
 

@@ -214,6 +214,19 @@ impl Progress {
         }
     }
 
+    /// Whether it holds all up to `last`, and knows it to be committed.
+    pub(crate) fn is_level(&self, last: Index) -> bool {
+        let is_fed = matches!(self.feed, Feed::Replicate { .. });
+        is_fed && self.matched == last && self.told_commit == last
+    }
+
+    /// Gives back the memory of an empty window.
+    pub(crate) fn shrink(&mut self) {
+        if let Feed::Replicate { window, .. } = &mut self.feed {
+            window.appends.shrink_to_fit();
+        }
+    }
+
     /// The kind of state it is in.
     pub(crate) fn feed_state(&self) -> FeedState {
         match self.feed {

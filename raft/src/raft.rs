@@ -88,6 +88,8 @@ pub struct Raft {
     pub(crate) leader_heard_at: Option<Nanos>,
     /// The log can't be made durable at the moment: see [`Raft::set_wedged`].
     pub(crate) wedged: bool,
+    /// It has neither timers nor anything to say; see `quiescence.rs`.
+    pub(crate) quiet: bool,
     /// A snapshot that was handed out and isn't in place yet. Until it is, the log doesn't change.
     pub(crate) installing: Option<Installing>,
     pub(crate) outbox: Outbox,
@@ -160,6 +162,7 @@ impl Raft {
             timer: ElectionTimer::new(now, seed ^ id.get().rotate_left(32), config),
             leader_heard_at: None,
             wedged: false,
+            quiet: false,
             installing: None,
             outbox: Outbox::default(),
             announced: Leadership { term: hard_state.term, leader: None, is_self: false },
@@ -176,6 +179,9 @@ impl Raft {
     /// no answer.
     pub fn tick(&mut self, now: Nanos) {
         self.advance_clock(now);
+        if self.quiet {
+            return;
+        }
         match &mut self.role {
             Role::Leader(_) => self.tick_leader(),
             Role::Follower(follower) => {
@@ -189,6 +195,9 @@ impl Raft {
     /// The earliest time at which [`Raft::tick`] would do something; [`Nanos::MAX`] if never. May move
     /// later at any time, earlier only across a call that takes `now`.
     pub fn deadline(&self) -> Nanos {
+        if self.quiet {
+            return Nanos::MAX;
+        }
         let election = if self.may_campaign() { self.timer.due_at() } else { Nanos::MAX };
         match &self.role {
             Role::Leader(leader) => leader.deadline(),
@@ -212,6 +221,7 @@ impl Raft {
         if let Some(nonsense) = self.nonsense(&message) {
             return Err(nonsense);
         }
+        self.wake_by(from);
         if !self.meet_term(&message) {
             return Ok(());
         }
@@ -236,6 +246,7 @@ impl Raft {
             Body::InstallSnapshot { mark, membership, stamp } => {
                 self.on_install_snapshot(from, mark, membership, stamp);
             }
+            Body::Quiesce { last } => self.on_quiesce(from, last),
         }
         Ok(())
     }
@@ -256,7 +267,7 @@ impl Raft {
         data: Bytes,
     ) -> Result<Mark, Refused> {
         assert!(kind != EntryKind::Membership, "{}: that goes through propose_membership", self.id);
-        self.advance_clock(now);
+        self.wake(now, now);
         let hint = self.leader();
         let Role::Leader(leader) = &mut self.role else {
             return Err(Refused::NotLeader { leader: hint });
@@ -275,7 +286,7 @@ impl Raft {
     /// # Errors
     /// Nothing was done: no leader is known, or too many reads wait for it already.
     pub fn read_index(&mut self, now: Nanos, context: u64) -> Result<(), Refused> {
-        self.advance_clock(now);
+        self.wake(now, now);
         match &mut self.role {
             Role::Leader(leader) => leader.ask_read(Asked { context, from: None }),
             Role::Follower(Follower { leader: Some(leader), forwarded, .. }) => {
@@ -295,7 +306,7 @@ impl Raft {
     /// Campaigns now, without waiting for the election timeout. Others still ask themselves whether
     /// they hear a live leader. Does nothing on a leader, a learner, or while a snapshot is installed.
     pub fn campaign(&mut self, now: Nanos) {
-        self.advance_clock(now);
+        self.wake(now, now);
         if self.may_campaign() && !self.is_leader() {
             self.become_pre_candidate();
         }
@@ -431,7 +442,10 @@ impl Raft {
         match message.body {
             Body::PreVote { .. } | Body::Vote { transfer: false, .. } if self.hears_a_leader() => false,
             Body::PreVote { .. } | Body::PreVoteReply { granted: true } => true,
-            Body::Append { .. } | Body::Heartbeat { .. } | Body::InstallSnapshot { .. } => {
+            Body::Append { .. }
+            | Body::Heartbeat { .. }
+            | Body::Quiesce { .. }
+            | Body::InstallSnapshot { .. } => {
                 self.become_follower(message.term, Some(message.from));
                 true
             }
@@ -449,7 +463,10 @@ impl Raft {
         match message.body {
             Body::PreVote { .. } => self.send(message.from, Body::PreVoteReply { granted: false }),
             Body::Vote { .. } => self.send(message.from, Body::VoteReply { granted: false }),
-            Body::Append { .. } | Body::Heartbeat { .. } | Body::InstallSnapshot { .. } => {
+            Body::Append { .. }
+            | Body::Heartbeat { .. }
+            | Body::Quiesce { .. }
+            | Body::InstallSnapshot { .. } => {
                 let stamp = self.follower_stamp(0);
                 self.send(message.from, Body::HeartbeatReply { read_round: 0, stamp });
             }
@@ -460,7 +477,7 @@ impl Raft {
     /// Leader stickiness (thesis §4.2.3): a live leader was heard within the minimum election timeout.
     fn hears_a_leader(&self) -> bool {
         let recently = |at: Nanos| self.now < at.saturating_add(self.config.election_timeout_min_ns);
-        self.is_leader() || self.leader_heard_at.is_some_and(recently)
+        self.is_leader() || self.quiet || self.leader_heard_at.is_some_and(recently)
     }
 
     // --- transitions: nothing else assigns `role`
@@ -527,6 +544,7 @@ impl Raft {
 
     /// What has to be answered when a role ends: reads.
     fn leave_role(&mut self) {
+        assert!(!self.quiet, "{}: changes its role in term {} while quiet", self.id, self.term);
         let role = std::mem::replace(&mut self.role, Role::Follower(Follower::new(None)));
         match role {
             Role::Leader(leader) => self.outbox.reads_dropped.extend(leader.reads.into_own_contexts()),

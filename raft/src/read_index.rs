@@ -62,6 +62,17 @@ impl Reads {
         !self.waiting.is_empty()
     }
 
+    /// Whether nobody waits.
+    pub(crate) fn are_none(&self) -> bool {
+        self.waiting.is_empty() && self.rounds.is_empty()
+    }
+
+    /// Gives back the memory that nobody needs at the moment.
+    pub(crate) fn shrink(&mut self) {
+        self.waiting.shrink_to_fit();
+        self.rounds.shrink_to_fit();
+    }
+
     /// Begins the next round at this commit index.
     pub(crate) fn begin_round(&mut self, index: Index) {
         self.newest += 1;

@@ -73,6 +73,7 @@ impl Raft {
                 bad_entries(*prev, entries, term).or_else(|| self.contradiction(*prev, entries))
             }
             Body::InstallSnapshot { mark, membership, .. } => self.bad_snapshot(*mark, membership, term),
+            Body::Quiesce { last } => self.bad_quiesce(*last, term),
             Body::AppendAccepted { matched: index, .. } => self.beyond_log(term, *index),
             Body::AppendRejected { prev, .. } => self.beyond_log(term, prev.index),
             Body::HeartbeatReply { read_round, .. } => self.unknown_round(term, *read_round),
@@ -110,6 +111,14 @@ impl Raft {
         contradicts.then_some(Nonsense::ContradictsCommitted(mark))
     }
 
+    fn bad_quiesce(&self, last: Mark, term: Term) -> Option<Nonsense> {
+        if last.term > term {
+            return Some(Nonsense::EntriesOutOfOrder);
+        }
+        let contradicts = last.index <= self.commit && self.contradicts(last);
+        contradicts.then_some(Nonsense::ContradictsCommitted(last))
+    }
+
     /// A follower answers only about what this leader has sent it in this term.
     fn beyond_log(&self, term: Term, index: Index) -> Option<Nonsense> {
         let leads = term == self.term && matches!(self.role, Role::Leader(_));
@@ -128,7 +137,7 @@ impl Raft {
 fn largest_number(body: &Body) -> u64 {
     let of = |mark: &Mark| mark.term.max(mark.index);
     match body {
-        Body::PreVote { last } | Body::Vote { last, .. } => of(last),
+        Body::PreVote { last } | Body::Vote { last, .. } | Body::Quiesce { last } => of(last),
         Body::Append { prev, commit, .. } => of(prev).max(*commit),
         Body::AppendAccepted { matched, .. } => *matched,
         Body::AppendRejected { prev, hint, .. } => of(prev).max(of(hint)),

@@ -1,6 +1,6 @@
 //! What can be set of one core's replicas.
 
-use floe_raft::ConfigError;
+use floe_raft::{ConfigError, Nanos};
 
 /// Most that one `DumpPull` may ask for.
 pub const DUMP_PULL_BYTES_MAX: u32 = 4 << 20;
@@ -24,6 +24,8 @@ pub struct ShardConfig {
     pub dump_chunk_bytes: u32,
     /// Dumps of this core's own states being saved at the same time. Default 2.
     pub dumps_in_flight: usize,
+    /// A group in which nothing has happened for so long goes quiet; `Nanos::MAX` = never. Default 1 s.
+    pub quiet_after_ns: Nanos,
     /// Bytes of proposals that one replica may put into one turn; one is always admitted. Default 1 MiB.
     pub turn_bytes_max: usize,
 }
@@ -37,6 +39,7 @@ impl Default for ShardConfig {
             log_bytes_max: 32 << 20,
             dump_chunk_bytes: 1 << 20,
             dumps_in_flight: 2,
+            quiet_after_ns: 1_000_000_000,
             turn_bytes_max: 1 << 20,
         }
     }

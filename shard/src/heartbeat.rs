@@ -7,7 +7,7 @@
 use crate::ids::{CoreAddr, Epoch, ShardId};
 use crate::multi_raft::MultiRaft;
 use crate::output::{Fault, Output, RefusedMessage};
-use crate::peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, PeerBatch, PeerMessage};
+use crate::peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, GroupQuiet, PeerBatch, PeerMessage};
 use floe_raft::{Body, Message, Nanos, ReplicaId};
 
 /// Refused messages of one turn that are reported one by one.
@@ -18,8 +18,12 @@ pub(crate) fn post(batch: &mut PeerBatch, boot_epoch: u64, shard: ShardId, epoch
     let Message { from, to, term, body } = message;
     match body {
         Body::Heartbeat { commit, read_round, stamp } => {
-            let beat = batch.beat.get_or_insert_with(|| Beat { boot_epoch, groups: Vec::new() });
+            let beat = batch.beat.get_or_insert_with(|| Beat::of(boot_epoch));
             beat.groups.push(GroupBeat { shard, from, to, term, commit, read_round, stamp });
+        }
+        Body::Quiesce { last } => {
+            let beat = batch.beat.get_or_insert_with(|| Beat::of(boot_epoch));
+            beat.quiet.push(GroupQuiet { shard, from, to, term, last });
         }
         Body::HeartbeatReply { read_round, stamp } => {
             let reply = batch.beat_reply.get_or_insert_with(|| BeatReply { boot_epoch, groups: Vec::new() });
@@ -37,10 +41,8 @@ impl MultiRaft {
     /// aren't here are dropped. Forwarded requests and their answers are the worker's: they are ignored.
     pub fn receive(&mut self, now: Nanos, sender: CoreAddr, batch: PeerBatch) {
         self.advance_clock(now);
-        for row in batch.beat.into_iter().flat_map(|beat| beat.groups) {
-            let GroupBeat { shard, from, to, term, commit, read_round, stamp } = row;
-            let body = Body::Heartbeat { commit, read_round, stamp };
-            self.step(sender, shard, Message { from, to, term, body });
+        if let Some(beat) = batch.beat {
+            self.receive_beat(sender, beat);
         }
         for row in batch.beat_reply.into_iter().flat_map(|reply| reply.groups) {
             let GroupBeatReply { shard, from, to, term, read_round, stamp } = row;
@@ -49,6 +51,18 @@ impl MultiRaft {
         }
         for message in batch.messages {
             self.receive_one(sender, message);
+        }
+    }
+
+    fn receive_beat(&mut self, sender: CoreAddr, beat: Beat) {
+        self.hear(sender, beat.boot_epoch);
+        for GroupBeat { shard, from, to, term, commit, read_round, stamp } in beat.groups {
+            let body = Body::Heartbeat { commit, read_round, stamp };
+            self.step(sender, shard, Message { from, to, term, body });
+        }
+        for GroupQuiet { shard, from, to, term, last } in beat.quiet {
+            self.step(sender, shard, Message { from, to, term, body: Body::Quiesce { last } });
+            self.depend_on(sender, beat.boot_epoch, shard);
         }
     }
 
@@ -82,6 +96,7 @@ impl MultiRaft {
                 self.tell_removed(slot, peer, from);
             }
             self.replicas[slot].learn_route(from, peer);
+            self.wake_by(slot, from);
             if let Err(nonsense) = self.replicas[slot].raft.step(self.now, message) {
                 let why = Fault::Nonsense(nonsense);
                 return self.refuse(RefusedMessage { peer, shard, from, why });
@@ -115,10 +130,13 @@ impl MultiRaft {
             return; // a beat says that this core can do its work
         }
         self.beat_owed = true;
-        for slot in self.leaders.iter().copied().collect::<Vec<_>>() {
-            self.replicas[slot].raft.beat(self.now);
-            self.queue.push(slot);
-            self.order_placements(slot);
+        for slot in std::mem::take(&mut self.leaders) {
+            if !self.maybe_quiesce(slot) {
+                self.replicas[slot].raft.beat(self.now);
+                self.queue.push(slot);
+                self.leaders.insert(slot);
+                self.order_placements(slot);
+            }
         }
         self.use_head_starts();
         self.look_after_transfers();
@@ -150,7 +168,7 @@ impl MultiRaft {
         let boot_epoch = self.boot_epoch;
         for addr in self.peers.connected() {
             let batch = out.sends.entry(addr).or_default();
-            batch.beat.get_or_insert_with(|| Beat { boot_epoch, groups: Vec::new() });
+            batch.beat.get_or_insert_with(|| Beat::of(boot_epoch));
         }
     }
 }

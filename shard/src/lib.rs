@@ -32,7 +32,8 @@
 //! # Many groups
 //!
 //! One beat timer per core and one [`Beat`] per peer core and interval, whatever the number of groups:
-//! `heartbeat.rs`. Deadlines in one lazy heap: `timers.rs`. Round-robin with a cap per replica and turn:
+//! `heartbeat.rs`. A group with nothing to do costs nothing, not even a row of a beat: `quiescence.rs`.
+//! Deadlines in one lazy heap: `timers.rs`. Round-robin with a cap per replica and turn:
 //! `ready_queue.rs`, [`ShardConfig::turn_bytes_max`].
 //!
 //! # Dumps
@@ -56,7 +57,7 @@
 //!
 //! # What is not implemented
 //!
-//! Quiescence of idle groups, leases, splits and merges, sessions, reads on followers
+//! Leases, splits and merges, sessions, reads on followers
 //! by a forwarded ReadIndex, and a memory budget over all shards of a core (each shard has its own:
 //! [`ShardConfig::log_bytes_max`]).
 #![forbid(unsafe_code)]
@@ -81,6 +82,7 @@ pub mod output;
 pub mod peer;
 mod peers;
 mod proposal;
+mod quiescence;
 mod reads;
 mod ready_queue;
 mod replica;
@@ -110,7 +112,7 @@ pub use multi_raft::MultiRaft;
 pub use output::{
     DumpRead, DumpRemove, DumpSave, Fault, LogWrite, Output, PersistToken, RefusedMessage, ShardState,
 };
-pub use peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, PeerBatch, PeerMessage};
+pub use peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, GroupQuiet, PeerBatch, PeerMessage};
 pub use request::{
     Answer, BusyReason, Consistency, MEMBER_CHANGES_MAX, MemberChange, Query, Refusal, Request, RequestId,
     Row, Seat, UnknownReason, Versioned,

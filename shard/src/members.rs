@@ -259,6 +259,7 @@ impl MultiRaft {
     /// its files go.
     pub(crate) fn leave(&mut self, slot: usize) {
         self.leaders.remove(&slot);
+        self.forget_quiet(slot);
         self.end_outgoing(slot);
         self.drop_incoming(slot);
         let replica = &mut self.replicas[slot];

@@ -12,6 +12,7 @@ use crate::members::FOUNDED_AT;
 use crate::output::{DumpRead, DumpRemove, LogWrite, PersistToken, RefusedMessage, ShardState};
 use crate::peer::PeerMessage;
 use crate::peers::Peers;
+use crate::quiescence::Quiet;
 use crate::ready_queue::ReadyQueue;
 use crate::replica::{OnDurable, Replica, Stage};
 use crate::request::{Answer, RequestId, UnknownReason};
@@ -40,7 +41,8 @@ pub struct MultiRaft {
     pub(crate) timers: Timers,
     pub(crate) peers: Peers,
     pub(crate) callers: Callers,
-    /// Slots whose replica leads.
+    pub(crate) quiet: Quiet,
+    /// Slots whose replica leads and isn't quiet.
     pub(crate) leaders: BTreeSet<usize>,
     /// When the next beat is due.
     pub(crate) beat_at: Nanos,
@@ -113,6 +115,7 @@ impl MultiRaft {
             queue: ReadyQueue::default(),
             timers: Timers::default(),
             callers: Callers::default(),
+            quiet: Quiet::default(),
             leaders: BTreeSet::new(),
             beat_at: 0,
             beat_owed: false,
@@ -239,7 +242,8 @@ impl MultiRaft {
         self.advance_clock(now);
         for slot in 0..self.replicas.len() {
             let gone = self.replicas[slot].routes.iter().find(|(_, addr)| *addr == peer);
-            if let Some(&(id, _)) = gone {
+            // A quiet replica has nothing in flight that could be lost.
+            if let Some(&(id, _)) = gone.filter(|_| self.replicas[slot].quiet_on.is_none()) {
                 self.replicas[slot].raft.report_unreachable(id);
                 self.end_transfers_with(slot, id);
                 self.touch(slot);
@@ -256,6 +260,9 @@ impl MultiRaft {
     /// Fires everything that is due.
     pub fn tick(&mut self, now: Nanos) {
         self.advance_clock(now);
+        if self.now >= self.silence_at() {
+            self.wake_orphans();
+        }
         while let Some(slot) = self.timers.pop_due(self.now) {
             let replica = &mut self.replicas[slot];
             let deadline = replica.raft.deadline();
@@ -273,7 +280,7 @@ impl MultiRaft {
 
     /// When [`MultiRaft::tick`] is to be called at the latest.
     pub fn deadline(&self) -> Nanos {
-        self.timers.next().min(self.beat_at)
+        self.timers.next().min(self.beat_at).min(self.silence_at())
     }
 
     // --- durability

@@ -190,6 +190,8 @@ pub struct Output {
     pub sends_after: Vec<(CoreAddr, PeerMessage)>,
     /// For the callers.
     pub answers: Vec<(RequestId, Answer)>,
+    /// Shards whose leader, as this core sees it, is another now, or unknown.
+    pub leaders: Vec<(ShardId, Option<NodeId>)>,
     /// To save; report with [`crate::MultiRaft::dump_saved`].
     pub dump_saves: Vec<DumpSave>,
     /// To read; report with [`crate::MultiRaft::dump_read`].

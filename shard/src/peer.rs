@@ -32,6 +32,30 @@ pub struct Beat {
     /// Only the groups that need a word: active, and no append went to that peer in the last interval,
     /// or with a ReadIndex round waiting.
     pub groups: Vec<GroupBeat>,
+    /// Groups that go quiet. From then on beats without them are their leaders' sign of life.
+    pub quiet: Vec<GroupQuiet>,
+}
+
+impl Beat {
+    /// A beat without a word about any group.
+    pub fn of(boot_epoch: u64) -> Self {
+        Self { boot_epoch, groups: Vec::new(), quiet: Vec::new() }
+    }
+}
+
+/// A leader's last word to one follower ([`floe_raft::Body::Quiesce`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupQuiet {
+    /// The group.
+    pub shard: ShardId,
+    /// The leader.
+    pub from: ReplicaId,
+    /// The follower.
+    pub to: ReplicaId,
+    /// The leader's term.
+    pub term: Term,
+    /// The leader's last mark, committed.
+    pub last: Mark,
 }
 
 /// A leader's heartbeat to one follower ([`floe_raft::Body::Heartbeat`]).

@@ -52,6 +52,11 @@ impl Proposals {
         self.waiting.pop_front_if(|(mark, _)| mark.index <= to).map(|(_, id)| (id, Fate::Unknown))
     }
 
+    /// Gives back the memory that holds nothing.
+    pub(crate) fn shrink(&mut self) {
+        self.waiting.shrink_to_fit();
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.waiting.len()
     }

@@ -93,6 +93,12 @@ impl Reads {
         Some((read, may_serve))
     }
 
+    /// Gives back the memory that holds nothing.
+    pub(crate) fn shrink(&mut self) {
+        self.reads.shrink_to_fit();
+        self.rounds.shrink_to_fit();
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.reads.len()
     }

@@ -18,7 +18,7 @@ use crate::shard_map::is_newer;
 use crate::state_machine::{CommandResult, StateMachine};
 use crate::transfer::{Incoming, Install, Outgoing};
 use bytes::Bytes;
-use floe_raft::{Entry, EntryKind, Mark, Raft, ReplicaId, WriteId};
+use floe_raft::{Entry, EntryKind, Mark, Nanos, Raft, ReplicaId, WriteId};
 use std::collections::VecDeque;
 
 /// Write ids with this bit are the shard layer's own; Raft's never get there.
@@ -102,6 +102,10 @@ pub(crate) struct Replica {
     pub(crate) reads: Reads,
     /// Where the other replicas can be reached; those that can't be are not in it.
     pub(crate) routes: Vec<(ReplicaId, CoreAddr)>,
+    /// When something last happened in the group; see `quiescence.rs`.
+    pub(crate) active_at: Nanos,
+    /// While it is quiet, the core whose leader it relies on (its own, if it leads).
+    pub(crate) quiet_on: Option<CoreAddr>,
     /// How often it may still campaign ahead of time, so that first leaders spread; see `heartbeat.rs`.
     pub(crate) head_starts: u8,
     /// Who waits for a leadership transfer, and its target.
@@ -159,6 +163,8 @@ impl Replica {
             turn_bytes: 0,
             reads: Reads::new(boot_epoch),
             routes: Vec::new(),
+            active_at: 0,
+            quiet_on: None,
             handing_over: None,
             flush: Flush::default(),
             outgoing: Vec::new(),

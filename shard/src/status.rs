@@ -111,7 +111,12 @@ impl MultiRaft {
 
     /// How many replicas here lead.
     pub fn leaders(&self) -> usize {
-        self.leaders.len()
+        self.leaders.len() + self.quiet.led_from(self.me)
+    }
+
+    /// How many replicas here are quiet.
+    pub fn quiet_replicas(&self) -> usize {
+        self.quiet.len()
     }
 
     /// Requests without an answer.

@@ -38,11 +38,15 @@ impl MultiRaft {
         if !self.replicas[slot].takes_part() {
             return;
         }
+        self.note_awake(slot);
         self.propose_held(slot, out);
         self.ask_reads(slot);
         let mut ready = std::mem::take(&mut self.ready);
         self.replicas[slot].raft.ready(&mut ready);
         self.replicas[slot].turn_bytes = 0;
+        if ready.is_activity() {
+            self.replicas[slot].active_at = self.now;
+        }
         if let Some(leadership) = ready.leadership {
             self.note_leadership(slot, leadership, out);
         }
@@ -106,6 +110,8 @@ impl MultiRaft {
             self.end_outgoing(slot);
         }
         let replica = &mut self.replicas[slot];
+        let leader_node = leadership.leader.and_then(|leader| replica.descriptor.node_of(leader));
+        out.leaders.push((replica.shard, leader_node));
         if leadership.leader.is_none() {
             return;
         }

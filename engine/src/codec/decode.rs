@@ -5,7 +5,7 @@ use super::{CodecError, PROLOGUE_LEN, u32_at};
 use bytes::Bytes;
 use floe_raft::{Body, Entry, EntryKind, FollowerStamp, LeaderStamp, Mark, Membership, Message, ReplicaId};
 use floe_shard::descriptor::{Descriptor, KeyRange, ReplicaPlace, ReplicaRole};
-use floe_shard::peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, PeerBatch, PeerMessage};
+use floe_shard::peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, GroupQuiet, PeerBatch, PeerMessage};
 use floe_shard::request::{
     Answer, BusyReason, Consistency, MEMBER_CHANGES_MAX, MemberChange, Query, Refusal, Request, Row, Seat,
     UnknownReason, Versioned,
@@ -200,6 +200,7 @@ impl<'a> Columns<'a> {
             Row::HeartbeatReply { read_round, stamp } => {
                 Body::HeartbeatReply { read_round: read_round.to_native(), stamp: follower_stamp(stamp) }
             }
+            Row::Quiesce { last } => Body::Quiesce { last: mark(last) },
             Row::TimeoutNow => Body::TimeoutNow,
             Row::ReadIndex { context } => Body::ReadIndex { context: context.to_native() },
             Row::ReadIndexReply { context, index } => {
@@ -472,7 +473,25 @@ fn beat(wire: &ArchivedWireBeat) -> Result<Beat> {
             },
         });
     }
-    Ok(Beat { boot_epoch: wire.boot_epoch.to_native(), groups })
+    Ok(Beat { boot_epoch: wire.boot_epoch.to_native(), groups, quiet: quiet(&wire.quiet)? })
+}
+
+fn quiet(wire: &ArchivedWireQuiet) -> Result<Vec<GroupQuiet>> {
+    let rows = wire.shards.len();
+    let columns = [&wire.from, &wire.to, &wire.terms, &wire.last_terms, &wire.last_indices];
+    if columns.iter().any(|column| column.len() != rows) {
+        return Err(CodecError::Inconsistent("columns of quiet groups differ in length"));
+    }
+    let row = |at: usize| {
+        Ok(GroupQuiet {
+            shard: ShardId(wire.shards[at].to_native()),
+            from: replica(wire.from[at])?,
+            to: replica(wire.to[at])?,
+            term: wire.terms[at].to_native(),
+            last: Mark::new(wire.last_terms[at].to_native(), wire.last_indices[at].to_native()),
+        })
+    };
+    (0..rows).map(row).collect()
 }
 
 fn beat_reply(wire: &ArchivedWireBeatReply) -> Result<BeatReply> {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use floe_raft::{Body, Entry, FollowerStamp, LeaderStamp, Mark, Membership, Message, ReplicaId};
 use floe_shard::ShardId;
 use floe_shard::descriptor::Descriptor;
-use floe_shard::peer::{Beat, BeatReply, PeerBatch, PeerMessage};
+use floe_shard::peer::{Beat, BeatReply, GroupQuiet, PeerBatch, PeerMessage};
 use floe_shard::request::{Answer, Query, Refusal, Request};
 use std::ops::Range;
 
@@ -36,7 +36,7 @@ pub fn encode(batch: &PeerBatch) -> OutFrame {
 fn next_frame(batch: &PeerBatch, beats: bool, from: usize) -> (Range<usize>, usize) {
     let mut size = PROLOGUE_LEN + ROOT_BYTES + 2 * BEAT_BYTES;
     if beats {
-        let rows = batch.beat.as_ref().map_or(0, |beat| beat.groups.len())
+        let rows = batch.beat.as_ref().map_or(0, |beat| beat.groups.len() + beat.quiet.len())
             + batch.beat_reply.as_ref().map_or(0, |reply| reply.groups.len());
         size += rows * BEAT_ROW_BYTES;
     }
@@ -54,7 +54,7 @@ fn next_frame(batch: &PeerBatch, beats: bool, from: usize) -> (Range<usize>, usi
     (from..batch.messages.len(), batch.messages.len())
 }
 
-const BEAT_BYTES: usize = 72;
+const BEAT_BYTES: usize = 120;
 const BEAT_ROW_BYTES: usize = 64;
 /// Per entry at most: kind, version, length, a term run of its own; rounded up for alignment.
 const ENTRY_BYTES: usize = 24;
@@ -232,6 +232,7 @@ impl<'a> Gather<'a> {
             Body::Heartbeat { commit, read_round, stamp } => {
                 WireBody::Heartbeat { commit: *commit, read_round: *read_round, stamp: leader_stamp(*stamp) }
             }
+            Body::Quiesce { last } => WireBody::Quiesce { last: wire_mark(*last) },
             Body::HeartbeatReply { read_round, stamp } => {
                 WireBody::HeartbeatReply { read_round: *read_round, stamp: follower_stamp(*stamp) }
             }
@@ -497,6 +498,18 @@ fn wire_beat(beat: &Beat) -> WireBeat {
         read_rounds: rows.iter().map(|row| row.read_round).collect(),
         sent_at_ns: rows.iter().map(|row| row.stamp.sent_at_ns).collect(),
         echo_ns: rows.iter().map(|row| row.stamp.echo_ns).collect(),
+        quiet: wire_quiet(&beat.quiet),
+    }
+}
+
+fn wire_quiet(rows: &[GroupQuiet]) -> WireQuiet {
+    WireQuiet {
+        shards: rows.iter().map(|row| row.shard.0).collect(),
+        from: rows.iter().map(|row| row.from.get()).collect(),
+        to: rows.iter().map(|row| row.to.get()).collect(),
+        terms: rows.iter().map(|row| row.term).collect(),
+        last_terms: rows.iter().map(|row| row.last.term).collect(),
+        last_indices: rows.iter().map(|row| row.last.index).collect(),
     }
 }
 

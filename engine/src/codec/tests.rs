@@ -3,7 +3,7 @@ use crate::seam::OutFrame;
 use bytes::Bytes;
 use floe_raft::{Body, Entry, EntryKind, FollowerStamp, LeaderStamp, Mark, Membership, Message, ReplicaId};
 use floe_shard::descriptor::{Descriptor, KeyRange, ReplicaPlace, ReplicaRole};
-use floe_shard::peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, PeerBatch, PeerMessage};
+use floe_shard::peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, GroupQuiet, PeerBatch, PeerMessage};
 use floe_shard::request::{
     Answer, BusyReason, Consistency, MemberChange, Query, Refusal, Request, Row, Seat, UnknownReason,
     Versioned,
@@ -102,6 +102,7 @@ impl Prng {
                 stamp: self.leader_stamp(),
             },
             7 => Body::HeartbeatReply { read_round: self.number(), stamp: self.follower_stamp() },
+            14 => Body::Quiesce { last: self.mark() },
             8 => Body::TimeoutNow,
             9 => Body::ReadIndex { context: self.number() },
             10 => Body::ReadIndexReply { context: self.number(), index: self.number() },
@@ -264,7 +265,15 @@ impl Prng {
             stamp: p.leader_stamp(),
         };
         let groups = (0..self.below(5)).map(|_| group(self)).collect();
-        Beat { boot_epoch: self.number(), groups }
+        let quiet = |p: &mut Self| GroupQuiet {
+            shard: p.shard(),
+            from: p.id(),
+            to: p.id(),
+            term: p.number(),
+            last: p.mark(),
+        };
+        let quiet = (0..self.below(5)).map(|_| quiet(self)).collect();
+        Beat { boot_epoch: self.number(), groups, quiet }
     }
 
     fn beat_reply(&mut self) -> BeatReply {

@@ -42,6 +42,18 @@ pub(super) struct WireBeat {
     pub(super) read_rounds: Vec<u64>,
     pub(super) sent_at_ns: Vec<u64>,
     pub(super) echo_ns: Vec<u64>,
+    pub(super) quiet: WireQuiet,
+}
+
+/// Groups that go quiet, one column per field of their rows.
+#[derive(Archive, Serialize, Default)]
+pub(super) struct WireQuiet {
+    pub(super) shards: Vec<u64>,
+    pub(super) from: Vec<u64>,
+    pub(super) to: Vec<u64>,
+    pub(super) terms: Vec<u64>,
+    pub(super) last_terms: Vec<u64>,
+    pub(super) last_indices: Vec<u64>,
 }
 
 /// Answers to beats, one column per field of their rows.
@@ -155,6 +167,9 @@ pub(super) enum WireBody {
     ReadIndexRefused {
         context: u64,
     },
+    Quiesce {
+        last: WireMark,
+    },
 }
 
 #[derive(Archive, Serialize)]
@@ -255,8 +270,9 @@ macro_rules! pin {
 }
 
 pin! {
-    ArchivedWireBatch = 248, 8;
-    ArchivedWireBeat = 72, 8;
+    ArchivedWireBatch = 296, 8;
+    ArchivedWireBeat = 120, 8;
+    ArchivedWireQuiet = 48, 4;
     ArchivedWireBeatReply = 72, 8;
     ArchivedWireMark = 16, 8;
     ArchivedWireLeaderStamp = 16, 8;

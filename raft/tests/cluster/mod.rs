@@ -500,6 +500,7 @@ pub fn describe(message: &Message) -> String {
         }
         Body::AppendAccepted { matched, .. } => format!("accepted {matched}"),
         Body::AppendRejected { prev, hint, .. } => format!("rejected prev={prev} hint={hint}"),
+        Body::Quiesce { last } => format!("quiesce last={last}"),
         Body::Heartbeat { commit, read_round, .. } => format!("heartbeat commit={commit} round={read_round}"),
         Body::HeartbeatReply { read_round, .. } => format!("heartbeat reply round={read_round}"),
         Body::TimeoutNow => "timeout now".into(),

@@ -28,6 +28,12 @@ pub struct Node {
     saved: Vec<(ShardId, floe_raft::ReplicaId, u64)>,
     pub answers: BTreeMap<RequestId, Answer>,
     pub beats_sent: u64,
+    /// Messages of groups and rows of beats.
+    pub words_sent: u64,
+    /// Most messages of groups that one turn sent, apart from beats.
+    pub messages_per_turn: usize,
+    /// Turns in which there was something to do.
+    pub turns: u64,
     /// Most entries that one turn of one shard wrote.
     pub entries_per_turn: usize,
 }
@@ -195,6 +201,9 @@ impl Node {
             saved: Vec::new(),
             answers: BTreeMap::new(),
             beats_sent: 0,
+            words_sent: 0,
+            messages_per_turn: 0,
+            turns: 0,
             entries_per_turn: 0,
         }
     }
@@ -211,7 +220,9 @@ impl Node {
         for (shard, replica, generation) in std::mem::take(&mut self.saved) {
             self.multi.dump_saved(shard, replica, generation, Ok(()));
         }
-        if self.multi.deadline() <= now {
+        let is_due = self.multi.deadline() <= now;
+        self.turns += u64::from(is_due || self.multi.has_work());
+        if is_due {
             self.multi.tick(now);
         }
         let mut out = Output { sends, ..Output::default() };
@@ -250,6 +261,9 @@ impl Node {
             self.multi.create(due_at, descriptor, Box::new(MemoryStore::new()));
         }
         self.beats_sent += out.sends.values().filter(|batch| batch.beat.is_some()).count() as u64;
+        self.words_sent += out.sends.values().map(words).sum::<u64>();
+        let messages = out.sends.values().map(|batch| batch.messages.len()).sum();
+        self.messages_per_turn = self.messages_per_turn.max(messages);
         self.in_flight.push_back(Commit {
             due_at,
             writes: out.writes,
@@ -289,6 +303,12 @@ impl Node {
             }
         }
     }
+}
+
+fn words(batch: &PeerBatch) -> u64 {
+    let beat = batch.beat.as_ref().map_or(0, |beat| beat.groups.len() + beat.quiet.len());
+    let reply = batch.beat_reply.as_ref().map_or(0, |reply| reply.groups.len());
+    (beat + reply + batch.messages.len()) as u64
 }
 
 fn entries_of(write: &LogWrite) -> usize {

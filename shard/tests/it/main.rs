@@ -4,6 +4,7 @@ mod cluster;
 mod decoders;
 mod faulty_peer;
 mod members;
+mod quiescence;
 
 use bytes::Bytes;
 use cluster::{Cluster, MS, get, value_of, write};

@@ -217,6 +217,8 @@ impl Plan {
         plan.wal.segment_bytes_max = plan.wal.segment_bytes_min * *random.pick(&[1, 4]);
         plan.wal.frames_in_flight = *random.pick(&[1, 2, 4, 8]);
         plan.wal.bytes_max = plan.wal.segment_bytes_max * random.between(4, 12);
+        // Groups that go quiet and are woken all the time, now and then, and hardly ever.
+        plan.shard.quiet_after_ns = *random.pick(&[0, 50 * MS, 300 * MS, SEC]);
         plan
     }
 

@@ -1,0 +1,172 @@
+//! Quiet groups: they cost nothing, and nobody misses a leader because of them.
+
+use crate::cluster::{Cluster, MS};
+use crate::{S1, one_shard, others};
+use floe_raft::Term;
+use floe_shard::*;
+
+const ELECTION_TIMEOUT_MS: u64 = 300;
+
+/// Shards whose replicas, as many as are up, are all quiet.
+fn quiet_cluster(shards: u32) -> Cluster {
+    let mut cluster = Cluster::new(ShardConfig::default(), shards);
+    let all = 3 * shards as usize;
+    cluster.run_until("quiet", |cluster| quiet_replicas(cluster) == all);
+    cluster
+}
+
+fn quiet_replicas(cluster: &Cluster) -> usize {
+    cluster.nodes.iter().map(|node| node.multi.quiet_replicas()).sum()
+}
+
+fn words_sent(cluster: &Cluster) -> u64 {
+    cluster.nodes.iter().map(|node| node.words_sent).sum()
+}
+
+fn shards(cluster: &Cluster) -> Vec<ShardId> {
+    cluster.map.iter().map(|descriptor| descriptor.shard).collect()
+}
+
+fn term(cluster: &Cluster, node: usize, shard: ShardId) -> Term {
+    cluster.nodes[node].multi.status(shard).expect("every node has every shard").term
+}
+
+#[test]
+fn of_idle_groups_nothing_is_sent_but_one_beat_per_core_pair() {
+    let mut cluster = quiet_cluster(50);
+    let shards = shards(&cluster);
+    let leaders: Vec<_> = shards.iter().map(|shard| cluster.leader_of(*shard).unwrap()).collect();
+    // Timers from before come up once more.
+    cluster.run(ELECTION_TIMEOUT_MS);
+    let (words, beats) = (words_sent(&cluster), cluster.nodes[0].beats_sent);
+    let turns = cluster.nodes[0].turns;
+    cluster.run(3000);
+    assert_eq!(words_sent(&cluster), words, "no word about any group in three seconds");
+    let sent = cluster.nodes[0].beats_sent - beats;
+    assert!((198..=202).contains(&sent), "{sent} beats to 2 peers in 100 intervals");
+    let turns = cluster.nodes[0].turns - turns;
+    assert!(turns <= 102, "{turns} turns: a core of quiet groups wakes up to beat, and for nothing else");
+    for (shard, leader) in shards.into_iter().zip(leaders) {
+        assert_eq!(cluster.leader_of(shard), Some(leader));
+        assert_eq!((0..3).map(|node| term(&cluster, node, shard)).collect::<Vec<_>>(), [1; 3]);
+    }
+}
+
+#[test]
+fn a_write_or_a_linearizable_read_wakes_its_group_and_no_other() {
+    let mut cluster = quiet_cluster(12);
+    for shard in shards(&cluster).into_iter().take(3) {
+        let leader = cluster.leader_of(shard).unwrap();
+        let key = cluster.map.get(shard).unwrap().range.start.to_vec();
+        let key: &'static [u8] = Box::leak([&key[..], b"\0"].concat().into_boxed_slice());
+        let answer = cluster.put(leader, shard, key, b"1");
+        assert!(matches!(answer, Answer::Written { .. }), "{answer:?}");
+        assert_eq!(quiet_replicas(&cluster), 33);
+        cluster.run_until("quiet again", |cluster| quiet_replicas(cluster) == 36);
+        cluster.assert_equal_states(shard);
+        let begun = cluster.now;
+        assert!(matches!(cluster.get(leader, shard, key), Answer::Value(Some(_))));
+        assert!(cluster.now - begun < 20 * MS, "woken within {} ns", cluster.now - begun);
+        assert_eq!(quiet_replicas(&cluster), 33, "a read is activity");
+        let stale = crate::cluster::get(shard, key, Consistency::Stale);
+        cluster.run_until("quiet again", |cluster| quiet_replicas(cluster) == 36);
+        assert!(matches!(cluster.ask(leader, stale), Answer::Value(Some(_))));
+        cluster.run(5);
+        assert_eq!(quiet_replicas(&cluster), 36, "a stale read is not");
+    }
+}
+
+#[test]
+fn quiet_groups_of_a_dead_node_have_leaders_within_three_election_timeouts_and_not_in_one_burst() {
+    const SHARDS: u32 = 300;
+    let mut cluster = quiet_cluster(SHARDS);
+    let shards = shards(&cluster);
+    let orphans: Vec<_> =
+        shards.iter().copied().filter(|shard| cluster.leader_of(*shard) == Some(0)).collect();
+    assert_eq!(orphans.len(), SHARDS as usize / 3);
+    cluster.isolated.insert(0);
+    cluster.nodes.iter_mut().for_each(|node| node.messages_per_turn = 0);
+    cluster.run(3 * ELECTION_TIMEOUT_MS);
+    let led = orphans.iter().filter(|shard| cluster.leader_of(**shard).is_some()).count();
+    assert_eq!(led, orphans.len(), "groups with a new leader");
+    // 100 elections within the 150 ms between the two bounds of the timeout.
+    let burst = cluster.nodes.iter().map(|node| node.messages_per_turn).max();
+    assert!(burst <= Some(20), "{burst:?} messages in one turn");
+    for shard in shards.iter().filter(|shard| !orphans.contains(shard)) {
+        let terms = [1, 2].map(|node| term(&cluster, node, *shard));
+        assert_eq!(terms, [1; 2], "{shard}: only the groups of the dead node elect");
+    }
+}
+
+#[test]
+fn a_new_boot_of_the_leaders_node_is_not_trusted_for_what_the_old_one_led() {
+    let mut cluster = quiet_cluster(3);
+    let shard = shards(&cluster).into_iter().find(|shard| cluster.leader_of(*shard) == Some(1)).unwrap();
+    // It comes back at once and beats on, but without this replica: nobody but the followers can help.
+    cluster.nodes[1].disk.remove(&shard);
+    cluster.restart(1, false);
+    cluster.run(3 * ELECTION_TIMEOUT_MS);
+    let leader = cluster.leader_of(shard);
+    assert!(leader.is_some_and(|leader| leader != 1), "{leader:?} leads {shard}");
+}
+
+#[test]
+fn a_dead_peer_keeps_nobody_awake_and_is_led_again_when_it_is_back() {
+    let mut cluster = one_shard();
+    let leader = cluster.await_leader(S1);
+    cluster.put(leader, S1, b"a", b"1");
+    let away = others(leader)[0];
+    cluster.isolated.insert(away);
+    cluster.put(leader, S1, b"a", b"2");
+    cluster.run_until("the living are quiet", |cluster| {
+        (0..3).all(|node| (node == away) != (cluster.nodes[node].multi.quiet_replicas() == 1))
+    });
+    cluster.run(2000);
+    let before = term(&cluster, leader, S1);
+    cluster.isolated.clear();
+    cluster.run(70);
+    assert_eq!(
+        cluster.nodes[away].multi.status(S1).unwrap().leader_node,
+        Some(cluster.nodes[leader].addr.node)
+    );
+    cluster.run_until("quiet", |cluster| quiet_replicas(cluster) == 3);
+    cluster.assert_equal_states(S1);
+    let terms = [0, 1, 2].map(|node| term(&cluster, node, S1));
+    assert_eq!((cluster.leader_of(S1), terms), (Some(leader), [before; 3]), "and disturbs nobody");
+}
+
+#[test]
+fn a_restarted_follower_of_a_quiet_group_finds_its_leader() {
+    let mut cluster = quiet_cluster(1);
+    let leader = cluster.leader_of(S1).unwrap();
+    let follower = others(leader)[0];
+    cluster.restart(follower, false);
+    cluster.run(70);
+    let status = cluster.nodes[follower].multi.status(S1).unwrap();
+    assert_eq!(status.leader_node, Some(cluster.nodes[leader].addr.node), "told at once");
+    cluster.run_until("quiet", |cluster| quiet_replicas(cluster) == 3);
+    assert_eq!(cluster.leader_of(S1), Some(leader));
+    assert_eq!(term(&cluster, leader, S1), 1, "nobody had to campaign");
+}
+
+#[test]
+fn a_quiet_leader_that_was_replaced_serves_no_read() {
+    let mut cluster = quiet_cluster(1);
+    let old = cluster.leader_of(S1).unwrap();
+    cluster.isolated.insert(old);
+    let new = cluster.await_leader(S1);
+    cluster.put(new, S1, b"a", b"new");
+    assert!(cluster.nodes[old].multi.raft(S1).unwrap().is_leader(), "it doesn't know");
+    let id = cluster.submit(old, crate::cluster::get(S1, b"a", Consistency::Linearizable));
+    cluster.run(2 * ELECTION_TIMEOUT_MS);
+    let answer = cluster.nodes[old].answers.remove(&id);
+    assert_eq!(answer, Some(Answer::Refused(Refusal::NotLeader { leader: None })));
+}
+
+#[test]
+fn groups_stay_awake_if_they_are_told_to() {
+    let config = ShardConfig { quiet_after_ns: floe_raft::Nanos::MAX, ..ShardConfig::default() };
+    let mut cluster = Cluster::new(config, 3);
+    cluster.run(5000);
+    assert_eq!(quiet_replicas(&cluster), 0);
+}
