@@ -1,12 +1,14 @@
 //! The handle by which any thread and any async runtime talks to the node.
 //!
 //! A call encodes its command once, finds the shard by key, and posts it to the core that owns the
-//! shard; the future it returns is a plain one. Every call has a deadline, enforced by the core.
+//! shard; the future it returns is a plain one. A linearizable read of a shard that this node leads under a
+//! lease is done on the caller's thread instead (`read_cell.rs`), before the call returns. Every call has a deadline, enforced by the core.
 //! Dropping a future abandons the wait, not the command.
 
 use crate::clock;
 use crate::error::{ReadError, TransferError, WriteError, WriteOutcome};
 use crate::mailbox::{Mailbox, Post, Slot, Wait};
+use crate::read_cell::ReadCells;
 use bytes::Bytes;
 use floe_raft::Nanos;
 use floe_shard::descriptor::{Descriptor, KeyRange};
@@ -29,6 +31,7 @@ pub(crate) struct Shared {
     pub mailboxes: Vec<Arc<Mailbox>>,
     pub map: ShardMap,
     pub cores: u16,
+    pub cells: Arc<ReadCells>,
 }
 
 /// A clonable handle to a node; cheap to clone, usable from any thread.
@@ -85,39 +88,54 @@ impl ScanOptions {
 /// A call under way: a plain future for any executor. Dropping it abandons the wait, not the command.
 #[must_use = "a call does its work either way, but only awaiting it tells the outcome"]
 pub struct Call<T, E> {
-    /// Taken when the call could not even begin.
-    failed: Option<E>,
-    wait: Option<Wait>,
+    state: State<T, E>,
     decide: fn(Answer) -> Result<T, E>,
+}
+
+enum State<T, E> {
+    /// Its outcome is known: the call could not even begin, or was done on this thread.
+    Known(Result<T, E>),
+    /// A core will answer.
+    Waits(Wait),
+    /// The outcome was taken.
+    Taken,
 }
 
 impl<T, E> Call<T, E> {
     fn new(started: Result<Arc<Slot>, E>, decide: fn(Answer) -> Result<T, E>) -> Self {
-        match started {
-            Ok(slot) => Self { failed: None, wait: Some(Wait(slot)), decide },
-            Err(error) => Self { failed: Some(error), wait: None, decide },
-        }
+        let state = match started {
+            Ok(slot) => State::Waits(Wait(slot)),
+            Err(error) => State::Known(Err(error)),
+        };
+        Self { state, decide }
+    }
+
+    fn known(outcome: T, decide: fn(Answer) -> Result<T, E>) -> Self {
+        Self { state: State::Known(Ok(outcome)), decide }
     }
 
     /// Waits on this thread, without an executor.
     fn block(self) -> Result<T, E> {
-        match (self.wait, self.failed) {
-            (Some(wait), _) => (self.decide)(wait.0.wait()),
-            (None, Some(error)) => Err(error),
-            (None, None) => panic!("a call is awaited again after it was done"),
+        match self.state {
+            State::Known(outcome) => outcome,
+            State::Waits(wait) => (self.decide)(wait.0.wait()),
+            State::Taken => panic!("a call is awaited again after it was done"),
         }
     }
 }
 
-impl<T, E: Unpin> Future for Call<T, E> {
+impl<T: Unpin, E: Unpin> Future for Call<T, E> {
     type Output = Result<T, E>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(error) = self.failed.take() {
-            return Poll::Ready(Err(error));
+        let decide = self.decide;
+        if let State::Waits(wait) = &mut self.state {
+            return Pin::new(wait).poll(context).map(decide);
         }
-        let wait = self.wait.as_mut().expect("a call is awaited again after it was done");
-        Pin::new(wait).poll(context).map(self.decide)
+        match std::mem::replace(&mut self.state, State::Taken) {
+            State::Known(outcome) => Poll::Ready(outcome),
+            _ => panic!("a call is awaited again after it was done"),
+        }
     }
 }
 
@@ -180,7 +198,12 @@ impl Client {
 
     /// Reads a value.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Call<Option<Bytes>, ReadError> {
-        Call::new(self.start_get(key.as_ref()), |answer| Ok(decide_get(answer)?.map(|found| found.value)))
+        let value = |found: Option<Versioned>| found.map(|found| found.value);
+        let decide = |answer| Ok(decide_get(answer)?.map(|found| found.value));
+        match self.get_here(key.as_ref()) {
+            Some(found) => Call::known(value(found), decide),
+            None => Call::new(self.start_get(key.as_ref()), decide),
+        }
     }
 
     /// [`Client::get`] on this thread.
@@ -193,7 +216,10 @@ impl Client {
 
     /// Reads a value together with its version, which a condition can name.
     pub fn get_versioned(&self, key: impl AsRef<[u8]>) -> Call<Option<Versioned>, ReadError> {
-        Call::new(self.start_get(key.as_ref()), decide_get)
+        match self.get_here(key.as_ref()) {
+            Some(found) => Call::known(found, decide_get),
+            None => Call::new(self.start_get(key.as_ref()), decide_get),
+        }
     }
 
     /// [`Client::get_versioned`] on this thread.
@@ -213,8 +239,12 @@ impl Client {
         let client = self.clone();
         async move {
             let mut scan = Scan::new(options);
-            while let Some(started) = scan.next_page(&client) {
-                scan.take_page(Wait(started?).await)?;
+            while let Some(page) = scan.next_page(&client) {
+                let answer = match page? {
+                    Page::Read(answer) => answer,
+                    Page::Asked(slot) => Wait(slot).await,
+                };
+                scan.take_page(answer)?;
             }
             Ok(scan.rows)
         }
@@ -226,8 +256,12 @@ impl Client {
     /// See [`ReadError`].
     pub fn scan_blocking(&self, options: ScanOptions) -> Result<Vec<Row>, ReadError> {
         let mut scan = Scan::new(options);
-        while let Some(started) = scan.next_page(self) {
-            scan.take_page(started?.wait())?;
+        while let Some(page) = scan.next_page(self) {
+            let answer = match page? {
+                Page::Read(answer) => answer,
+                Page::Asked(slot) => slot.wait(),
+            };
+            scan.take_page(answer)?;
         }
         Ok(scan.rows)
     }
@@ -310,6 +344,25 @@ impl Client {
         self.post(shard, Request::Write { shard, command }).map_err(WriteError::from_refusal)
     }
 
+    /// A linearizable get on this thread; `None` = ask the core. The clock comes after the load.
+    fn get_here(&self, key: &[u8]) -> Option<Option<Versioned>> {
+        if key.is_empty() || self.consistency != Consistency::Linearizable {
+            return None;
+        }
+        let Descriptor { shard, epoch, .. } = self.locate(key);
+        let open = self.shared.cells.load(*shard)?;
+        open.get(epoch.range, key, clock::now())
+    }
+
+    /// A page of a linearizable scan on this thread; `None` = ask the core.
+    fn scan_here(&self, descriptor: &Descriptor, query: &Query) -> Option<Answer> {
+        if self.consistency != Consistency::Linearizable {
+            return None;
+        }
+        let open = self.shared.cells.load(descriptor.shard)?;
+        open.read(descriptor.epoch.range, query, clock::now())
+    }
+
     fn start_get(&self, key: &[u8]) -> Result<Arc<Slot>, ReadError> {
         match key.len() {
             0 => return Err(CommandError::EmptyKey.into()),
@@ -371,6 +424,14 @@ fn no_answer() -> ReadError {
     ReadError::Unavailable("the answer doesn't fit the request".into())
 }
 
+/// A page of a scan.
+enum Page {
+    /// Read on this thread.
+    Read(Answer),
+    /// A core will answer.
+    Asked(Arc<Slot>),
+}
+
 /// A scan over shards in order, page by page.
 struct Scan {
     /// What is left of the range.
@@ -391,7 +452,7 @@ impl Scan {
         Self { start, end, limit, reverse, done, current: None, rows: Vec::new() }
     }
 
-    fn next_page(&mut self, client: &Client) -> Option<Result<Arc<Slot>, ReadError>> {
+    fn next_page(&mut self, client: &Client) -> Option<Result<Page, ReadError>> {
         if self.done {
             return None;
         }
@@ -408,7 +469,10 @@ impl Scan {
             reverse: self.reverse,
         };
         self.current = Some(descriptor.clone());
-        Some(client.read(descriptor, query).map_err(ReadError::from_refusal))
+        Some(match client.scan_here(descriptor, &query) {
+            Some(answer) => Ok(Page::Read(answer)),
+            None => client.read(descriptor, query).map(Page::Asked).map_err(ReadError::from_refusal),
+        })
     }
 
     fn take_page(&mut self, answer: Answer) -> Result<(), ReadError> {

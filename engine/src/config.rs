@@ -50,6 +50,10 @@ pub struct Config {
     /// A shard that nobody has written to, or read from linearizably, for so long goes quiet: it costs neither
     /// messages nor processor time until somebody does. Default 1 s; `Duration::MAX` = never.
     pub quiet_after: Duration,
+    /// Read under leader leases: without a round over the network, on the caller's own thread. Default on. Off:
+    /// each turn's reads take one round (ReadIndex). Turn it off where machines may be suspended and their
+    /// monotonic clocks stand still meanwhile, or run more than 1 % apart.
+    pub leases: bool,
     /// Deadline of calls that name none. Default 10 s.
     pub timeout: Duration,
     /// Requests under way per core; beyond it they are refused as `Busy`. Default 65,536.
@@ -123,6 +127,7 @@ impl Config {
             election_timeout_max: Duration::from_millis(300),
             heartbeat_interval: Duration::from_millis(30),
             quiet_after: Duration::from_secs(1),
+            leases: true,
             timeout: Duration::from_secs(10),
             requests_max: 1 << 16,
             send_queue_bytes_max: 64 << 20,
@@ -230,6 +235,7 @@ impl Config {
                 election_timeout_min_ns: nanos(self.election_timeout_min),
                 election_timeout_max_ns: nanos(self.election_timeout_max),
                 heartbeat_interval_ns: nanos(self.heartbeat_interval),
+                leases: self.leases,
                 ..floe_raft::Config::default()
             },
             cores: self.cores,

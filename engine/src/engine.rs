@@ -8,6 +8,7 @@ use crate::error::OpenError;
 use crate::mailbox::{Control, Mailbox};
 use crate::metrics::{CoreMetrics, Metrics};
 use crate::probe;
+use crate::read_cell::ReadCells;
 use crate::seam::{Event, StartReport};
 use crate::transport::{Acceptor, HelloIdentity};
 use crate::worker::{MachineFactory, Worker, WorkerConfig};
@@ -64,9 +65,9 @@ impl Engine {
             })
             .collect::<Result<_, _>>()?;
         drop(events);
-        let Parts { mailboxes, metrics, descriptors, identity, .. } = parts;
+        let Parts { mailboxes, metrics, descriptors, identity, cells, .. } = parts;
         let map = ShardMap::new(descriptors.to_vec());
-        let shared = Arc::new(Shared { mailboxes: mailboxes.clone(), map, cores: config.cores });
+        let shared = Arc::new(Shared { mailboxes: mailboxes.clone(), map, cores: config.cores, cells });
         let client = Client::new(shared, config.timeout);
         let (report, acceptor, lock) = (StartReport::default(), None, Some(lock));
         let mut engine = Self { client, mailboxes, metrics, report, threads, acceptor, lock };
@@ -169,6 +170,7 @@ struct Parts {
     mailboxes: Vec<Arc<Mailbox>>,
     metrics: Vec<Arc<CoreMetrics>>,
     descriptors: Arc<Vec<Descriptor>>,
+    cells: Arc<ReadCells>,
     identity: Arc<OnceLock<HelloIdentity>>,
     machines: MachineFactory,
     new_store_uuid: u128,
@@ -181,6 +183,7 @@ impl Parts {
         Self {
             mailboxes: (0..config.cores).map(|_| Arc::new(Mailbox::new(config.requests_max))).collect(),
             metrics: (0..config.cores).map(|_| Arc::new(CoreMetrics::default())).collect(),
+            cells: ReadCells::new(&descriptors),
             descriptors: Arc::new(descriptors),
             identity: Arc::new(OnceLock::new()),
             machines,
@@ -199,6 +202,7 @@ impl Parts {
             bootstrap: self.descriptors.clone(),
             machines: self.machines.clone(),
             requests_max: config.requests_max,
+            cells: self.cells.clone(),
             metrics: self.metrics[usize::from(me.core)].clone(),
         }
     }

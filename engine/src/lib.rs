@@ -51,6 +51,8 @@ pub mod mailbox;
 pub mod metrics;
 pub mod offline;
 pub mod probe;
+pub(crate) mod promise;
+pub mod read_cell;
 pub mod requests;
 pub mod routing;
 pub mod running;

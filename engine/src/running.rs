@@ -6,6 +6,7 @@ use crate::config::WalSettings;
 use crate::disk::{DiskResult, OpId, OpOwner};
 use crate::dumps::Dumps;
 use crate::metrics::{add, set};
+use crate::promise::DurablePromise;
 use crate::requests::{Origin, Place, Requests};
 use crate::seam::{CoreMessage, Effects, Event, Failure, Input, StartReport};
 use crate::settle::Settling;
@@ -58,6 +59,7 @@ pub struct Running {
     pub(crate) settling: Settling,
     /// Since when the log's disk has been known not to answer.
     pub(crate) wedged_since: Option<Nanos>,
+    pub(crate) promise: DurablePromise,
     pub(crate) housekeeping_at: Nanos,
     pub(crate) draining_until: Option<Nanos>,
     pub(crate) sealed: bool,
@@ -84,6 +86,7 @@ impl Running {
         let wal_config = wal_config(&config.wal, record, stream);
         let mut wal = Wal::new(wal_config, found.own.as_ref(), now, &mut effects.disk);
         let mut multi = MultiRaft::new(config.me, config.shard.clone(), record.boot_epoch, seed);
+        let promise = DurablePromise::start(now, wanted_promise_ns(config), &found, &mut wal, &mut multi);
         let report = report(record, &found);
         for (&shard, &lowest_replica) in &found.tombstones {
             wal.append(Record::ShardTombstone { shard, lowest_replica });
@@ -123,6 +126,7 @@ impl Running {
             settled_at: None,
             settling: Settling::new(record.clone()),
             wedged_since: None,
+            promise,
             housekeeping_at: now,
             draining_until: None,
             sealed: false,
@@ -223,6 +227,7 @@ impl Running {
         if now >= self.housekeeping_at {
             self.housekeep(now, effects);
         }
+        self.promise.turn(now, &mut self.wal, &mut self.multi);
         self.release_durable();
         self.collect(now, effects);
         self.wal.tick(now, &mut effects.disk);
@@ -287,6 +292,9 @@ impl Running {
         let mut output = std::mem::take(&mut self.output);
         self.multi.refuse_proposals(self.wal.is_tight());
         self.multi.collect(now, &mut output);
+        for shard in output.turned.drain(..) {
+            self.config.cells.refresh(shard, &self.multi);
+        }
         for write in output.writes.drain(..) {
             self.wal.append(record(write));
         }
@@ -460,6 +468,12 @@ fn record(write: LogWrite) -> Record {
         LogWrite::Tombstone { shard, lowest_replica } => Record::ShardTombstone { shard, lowest_replica },
         LogWrite::Reset(state) => Record::ShardReset(state),
     }
+}
+
+/// What voters promise: by their minimum election timeout, if at all.
+fn wanted_promise_ns(config: &WorkerConfig) -> Nanos {
+    let raft = &config.shard.raft;
+    if raft.leases { raft.election_timeout_min_ns } else { 0 }
 }
 
 fn wal_config(settings: &WalSettings, record: &BootRecord, stream: u32) -> WalConfig {

@@ -15,6 +15,7 @@ use crate::boot::{Boot, BootRecord, Identity};
 use crate::config::WalSettings;
 use crate::disk::OpOwner;
 use crate::metrics::{CoreMetrics, add};
+use crate::read_cell::ReadCells;
 use crate::running::{Progress, Running};
 use crate::seam::{CoreMessage, Effects, Event, Failure, Input};
 use crate::start::{FoundAll, Start};
@@ -50,6 +51,8 @@ pub struct WorkerConfig {
     pub machines: MachineFactory,
     /// Requests under way at once; beyond it they are refused as `Busy`.
     pub requests_max: usize,
+    /// Where callers' threads read under a lease.
+    pub cells: Arc<ReadCells>,
     /// Where the core counts.
     pub metrics: Arc<CoreMetrics>,
 }
@@ -102,6 +105,7 @@ impl Worker {
             match running.turn(now, effects) {
                 Ok(Progress::Running) => {}
                 Ok(Progress::Stopped) => {
+                    self.config.cells.close(running.multi().shards());
                     effects.events.push(Event::Stopped);
                     self.phase = Phase::Ended("the node has shut down".into());
                 }
@@ -213,6 +217,7 @@ impl Worker {
         let reason = failure.to_string();
         tracing::error!(core = %self.config.me, %reason, "this core stops");
         if let Phase::Running(running) = &mut self.phase {
+            self.config.cells.close(running.multi().shards());
             running.answer_all(effects);
         }
         // Nothing that this turn prepared may leave: it could rest on what did not become durable.

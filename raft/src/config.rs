@@ -29,6 +29,15 @@ pub struct Config {
     /// Higher priority tends to campaign earlier: the election timeout is the least of
     /// `priority + 1` draws between the same two bounds. Default 0: all alike.
     pub priority: u8,
+    /// Whether this replica gives promises, and as a leader reads under a lease. Default on. Turn it off
+    /// where the monotonic clock may stand still while others go on, as on a machine that is suspended:
+    /// reads then take a ReadIndex round each. See `lease.rs`.
+    pub leases: bool,
+    /// By how much the rates of two replicas' clocks may differ, in millionths; a lease is shorter than the
+    /// promise by so much. Default, and least: 10,000 (1 %); at most 500,000.
+    pub lease_drift_ppm: u32,
+    /// What a lease is shorter still, for clocks that are coarse or read a little late. Default 1 ms.
+    pub lease_slack_ns: Nanos,
 }
 
 impl Default for Config {
@@ -45,6 +54,9 @@ impl Default for Config {
             apply_bytes_max: 1 << 20,
             peer_reads_max: 1024,
             priority: 0,
+            leases: true,
+            lease_drift_ppm: 10_000,
+            lease_slack_ns: MS,
         }
     }
 }
@@ -91,6 +103,21 @@ impl Config {
                 format!(
                     "{} must be above election_timeout_min_ns ({}), or votes split for ever",
                     self.election_timeout_max_ns, self.election_timeout_min_ns
+                ),
+            );
+        }
+        if !(10_000..=500_000).contains(&self.lease_drift_ppm) {
+            return fail(
+                "lease_drift_ppm",
+                format!("{} must be 10,000 to 500,000 millionths", self.lease_drift_ppm),
+            );
+        }
+        if self.lease_slack_ns >= self.election_timeout_min_ns {
+            return fail(
+                "lease_slack_ns",
+                format!(
+                    "{} must be below election_timeout_min_ns ({}), or no lease ever begins",
+                    self.lease_slack_ns, self.election_timeout_min_ns
                 ),
             );
         }

@@ -71,7 +71,7 @@ impl Raft {
 
     /// `term` is the one the sender would campaign in. Changes nothing here (thesis §9.6).
     pub(crate) fn on_pre_vote(&mut self, from: ReplicaId, term: Term, last: Mark) {
-        let would_vote = term > self.term || self.is_vote_free_for(from);
+        let would_vote = !self.is_bound() && (term > self.term || self.is_vote_free_for(from));
         if would_vote && self.is_up_to_date(last) {
             let body = Body::PreVoteReply { granted: true };
             self.outbox.messages.push(Message { from: self.id, to: from, term, body });
@@ -80,9 +80,11 @@ impl Raft {
         }
     }
 
-    /// RequestVote (paper §5.2). The reply waits until the vote is durable.
-    pub(crate) fn on_vote(&mut self, from: ReplicaId, last: Mark) {
-        let granted = self.is_vote_free_for(from) && self.is_up_to_date(last);
+    /// RequestVote (paper §5.2). The reply waits until the vote is durable. A promise forbids the vote, except
+    /// to the successor that the leader itself told to campaign.
+    pub(crate) fn on_vote(&mut self, from: ReplicaId, last: Mark, transfer: bool) {
+        let may_help = transfer || !self.is_bound();
+        let granted = may_help && self.is_vote_free_for(from) && self.is_up_to_date(last);
         if granted {
             if matches!(self.role, Role::PreCandidate(_)) {
                 self.become_follower(self.term, None);
@@ -106,6 +108,7 @@ impl Raft {
         }
         self.timer.restart(self.now);
         self.leader_heard_at = Some(self.now);
+        self.renew_promise();
         let Role::Follower(follower) = &mut self.role else {
             unreachable!("{}: follows {from} in term {}", self.id, self.term)
         };
@@ -113,10 +116,10 @@ impl Raft {
         Some(follower)
     }
 
-    /// The stamp of an answer to a message that was sent at `echo_ns`. No promise is made: leases are
-    /// not implemented yet.
-    pub(crate) fn follower_stamp(&self, echo_ns: Nanos) -> FollowerStamp {
-        FollowerStamp { echo_ns, promise_ns: 0, stamp_ns: self.now }
+    /// The stamp of an answer to the leader's message that was sent at `echo_ns`; since its receipt the
+    /// promise binds.
+    fn follower_stamp(&self, echo_ns: Nanos) -> FollowerStamp {
+        FollowerStamp { echo_ns, promise_ns: self.promise_ns(), stamp_ns: self.now }
     }
 
     /// AppendEntries (paper §5.3).

@@ -5,6 +5,7 @@
 
 use crate::config::Config;
 use crate::error::Refused;
+use crate::lease;
 use crate::log::Log;
 use crate::membership::Membership;
 use crate::message::{Body, FollowerStamp, LeaderStamp};
@@ -45,7 +46,11 @@ pub(crate) struct Leader {
     pub(crate) peers: Vec<Progress>,
     pub(crate) reads: Reads,
     /// Index of the first entry of this term. Committed = this leader knows what is committed.
-    term_start: Index,
+    pub(crate) term_start: Index,
+    /// Highest read index that was handed to a follower; 0 = none.
+    pub(crate) index_told: Index,
+    /// TimeoutNow has left in this term: to whomever, and whatever came of it.
+    pub(crate) has_told_successor: bool,
     transfer: Option<Transfer>,
     /// When CheckQuorum is due; it may then turn out to be due later.
     pub(crate) check_quorum_at: Nanos,
@@ -65,6 +70,8 @@ impl Leader {
             peers: others.map(|id| Progress::new(id, next, view.now)).collect(),
             reads: Reads::default(),
             term_start: next,
+            index_told: 0,
+            has_told_successor: false,
             transfer: None,
             check_quorum_at: view.now.saturating_add(view.config.election_timeout_max_ns),
             uncommitted_bytes: inherited.map(proposal_size).sum(),
@@ -136,7 +143,7 @@ impl Leader {
     }
 
     /// What a quorum has reached, each peer's part given by `of`, ours by `own`.
-    fn quorum_of(&self, view: &View<'_>, own: u64, of: impl Fn(&Progress) -> u64) -> u64 {
+    pub(crate) fn quorum_of(&self, view: &View<'_>, own: u64, of: impl Fn(&Progress) -> u64) -> u64 {
         quorum::committed_index_joint(view.membership, |id| {
             if id == view.id {
                 return own;
@@ -186,7 +193,10 @@ impl Leader {
                 let index = round.index;
                 match from {
                     None => outbox.reads.push(ReadState { context, index }),
-                    Some(to) => outbox.send(view, to, Body::ReadIndexReply { context, index }),
+                    Some(to) => {
+                        self.index_told = self.index_told.max(index);
+                        outbox.send(view, to, Body::ReadIndexReply { context, index });
+                    }
                 }
             }
         }
@@ -222,6 +232,7 @@ impl Leader {
         let last = view.log.last_index();
         if self.peer(to).is_some_and(|peer| peer.matched == last) {
             outbox.send(view, to, Body::TimeoutNow);
+            self.has_told_successor = true;
             self.transfer.iter_mut().for_each(|transfer| transfer.told = true);
         }
     }
@@ -448,6 +459,8 @@ impl Raft {
         let Role::Leader(leader) = &mut self.role else { return None };
         let peer = leader.peer(from)?;
         peer.heard_at = now;
+        let promised_until = lease::promised_until(stamp.echo_ns.min(now), stamp.promise_ns, &self.config);
+        peer.promised_until = peer.promised_until.max(promised_until);
         peer.stamp_ns = peer.stamp_ns.max(stamp.stamp_ns);
         Some(peer)
     }

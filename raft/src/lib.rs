@@ -41,8 +41,8 @@
 //! A group with nothing to do goes quiet and then costs nothing (`quiescence.rs`).
 //!
 //! On top of that: pipelined appends within a window (`progress.rs`; thesis §10.2.1), ReadIndex
-//! (`read_index.rs`; thesis §6.4), leadership transfer (`Leader::maybe_tell_successor`; thesis
-//! §3.10), and handing over to a snapshot transfer that the layer above runs
+//! (`read_index.rs`; thesis §6.4), leader leases (`lease.rs`; thesis §6.4.1), leadership transfer
+//! (`Leader::maybe_tell_successor`; thesis §3.10), and handing over to a snapshot transfer that the layer above runs
 //! (`Raft::on_install_snapshot`; §7).
 //!
 //! # Durability is asynchronous
@@ -93,7 +93,7 @@
 //!
 //! # What is not implemented yet
 //!
-//! - *Leader leases*: stamps travel, promises are 0.
+//! - *Leases across splits and merges* (rule 6 of `lease.rs`): there are none of these yet.
 //! - *Reading cold entries from disk*: every entry after the snapshot is in memory.
 //! - *Refusing appends for lack of space.*
 #![forbid(unsafe_code)]
@@ -104,6 +104,7 @@ mod config;
 mod error;
 mod follower;
 mod leader;
+mod lease;
 mod log;
 mod membership;
 mod membership_entry;
@@ -126,6 +127,7 @@ mod writes;
 pub use change::MembershipChange;
 pub use config::{Config, ConfigError};
 pub use error::{ChangeError, Refused};
+pub use lease::Lease;
 pub use membership::{Change, Membership};
 pub use message::{Body, FollowerStamp, LeaderStamp, Message};
 #[cfg(feature = "planted")]

@@ -36,6 +36,19 @@ pub enum Planted {
     AckOfUnknown,
     /// A follower commits beyond the last entry that it knows to be the leader's (paper §5.3).
     CommitBeyondMatch,
+    // --- leases
+    /// A lease goes on after TimeoutNow has left (lease rule 3): the successor is elected while voters'
+    /// promises run.
+    LeaseOutlivesTransfer,
+    /// A restarted voter doesn't know that it has promised anything (lease rule 4).
+    PromiseForgotten,
+    /// A voter votes and campaigns while its promise runs (lease rule 2).
+    PromiseBroken,
+    /// A lease is as long as the promises that it rests on (lease rule 1): a leader with a slow clock reads
+    /// after a voter with a fast one is free.
+    LeaseWithoutDrift,
+    /// A lease begins before the leader's first own entry is applied (lease rule 7).
+    LeaseBeforeNoop,
     // --- shards
     /// A write is answered when it is in the leader's log.
     AnswerBeforeCommit,

@@ -33,6 +33,8 @@ pub(crate) struct Progress {
     pub(crate) told_commit: Index,
     /// The newest `stamp_ns` it has sent; echoed back to it.
     pub(crate) stamp_ns: Nanos,
+    /// Until when, by our clock, it surely helps to elect nobody else; 0 = no promise (`lease.rs`).
+    pub(crate) promised_until: Nanos,
     /// No snapshot transfer starts before this time (back-off after a failed one).
     pub(crate) snapshot_not_before: Nanos,
 }
@@ -122,6 +124,7 @@ impl Progress {
             read_round: 0,
             told_commit: 0,
             stamp_ns: 0,
+            promised_until: 0,
             snapshot_not_before: 0,
         }
     }

@@ -10,7 +10,7 @@
 //! the new term from the first message, and serves no read before a quorum has confirmed it.
 
 use crate::leader::Leader;
-use crate::message::{Body, LeaderStamp};
+use crate::message::{Body, FollowerStamp, LeaderStamp};
 use crate::quorum::{self, VoteResult};
 use crate::raft::{Raft, Role};
 use crate::types::{Mark, Nanos, ReplicaId};
@@ -85,7 +85,8 @@ impl Raft {
         self.timer.restart(heard_at);
         self.leader_heard_at = Some(heard_at);
         if let Some(leader) = self.leader() {
-            let stamp = self.follower_stamp(0);
+            // It answers nothing, so nothing is promised.
+            let stamp = FollowerStamp { stamp_ns: self.now, ..FollowerStamp::default() };
             self.send(leader, Body::HeartbeatReply { read_round: 0, stamp });
         }
     }

@@ -9,10 +9,11 @@ use crate::config::Config;
 use crate::error::Refused;
 use crate::follower::Follower;
 use crate::leader::{Leader, View};
+use crate::lease::Promise;
 use crate::log::Log;
 use crate::membership::Membership;
 use crate::membership_log::MembershipLog;
-use crate::message::{Body, Message};
+use crate::message::{Body, FollowerStamp, Message};
 use crate::output::Outbox;
 use crate::planted::{self, Planted};
 use crate::read_index::{Asked, Forwarded};
@@ -90,6 +91,8 @@ pub struct Raft {
     pub(crate) wedged: bool,
     /// It has neither timers nor anything to say; see `quiescence.rs`.
     pub(crate) quiet: bool,
+    /// What this replica has promised to leaders.
+    pub(crate) promise: Promise,
     /// A snapshot that was handed out and isn't in place yet. Until it is, the log doesn't change.
     pub(crate) installing: Option<Installing>,
     pub(crate) outbox: Outbox,
@@ -163,6 +166,7 @@ impl Raft {
             leader_heard_at: None,
             wedged: false,
             quiet: false,
+            promise: Promise::default(),
             installing: None,
             outbox: Outbox::default(),
             announced: Leadership { term: hard_state.term, leader: None, is_self: false },
@@ -198,7 +202,7 @@ impl Raft {
         if self.quiet {
             return Nanos::MAX;
         }
-        let election = if self.may_campaign() { self.timer.due_at() } else { Nanos::MAX };
+        let election = if self.may_campaign() { self.campaign_due_at() } else { Nanos::MAX };
         match &self.role {
             Role::Leader(leader) => leader.deadline(),
             Role::Follower(follower) => election.min(follower.reads_deadline()),
@@ -228,7 +232,7 @@ impl Raft {
         match message.body {
             Body::PreVote { last } => self.on_pre_vote(from, term, last),
             Body::PreVoteReply { granted } => self.on_pre_vote_reply(from, term, granted),
-            Body::Vote { last, .. } => self.on_vote(from, last),
+            Body::Vote { last, transfer } => self.on_vote(from, last, transfer),
             Body::VoteReply { granted } => self.on_vote_reply(from, granted),
             Body::Append { prev, commit, entries, stamp } => {
                 self.on_append(from, prev, commit, entries, stamp)
@@ -304,10 +308,11 @@ impl Raft {
     }
 
     /// Campaigns now, without waiting for the election timeout. Others still ask themselves whether
-    /// they hear a live leader. Does nothing on a leader, a learner, or while a snapshot is installed.
+    /// they hear a live leader. Does nothing on a leader, a learner, while a snapshot is installed, or while
+    /// a promise to a leader runs ([`Raft::is_bound`]).
     pub fn campaign(&mut self, now: Nanos) {
         self.wake(now, now);
-        if self.may_campaign() && !self.is_leader() {
+        if self.may_campaign() && !self.is_leader() && !self.is_bound() {
             self.become_pre_candidate();
         }
     }
@@ -419,8 +424,13 @@ impl Raft {
         votes && self.installing.is_none() && !self.wedged
     }
 
+    /// A campaign waits for its timer, and for the end of every promise.
+    fn campaign_due_at(&self) -> Nanos {
+        self.timer.due_at().max(self.bound_until())
+    }
+
     fn maybe_campaign(&mut self) {
-        if !self.may_campaign() || self.now < self.timer.due_at() {
+        if !self.may_campaign() || self.now < self.campaign_due_at() {
             return;
         }
         if self.is_only_voter() && matches!(self.role, Role::Candidate(_)) {
@@ -467,17 +477,19 @@ impl Raft {
             | Body::Heartbeat { .. }
             | Body::Quiesce { .. }
             | Body::InstallSnapshot { .. } => {
-                let stamp = self.follower_stamp(0);
+                // Nothing of this leader's is answered, so nothing is promised.
+                let stamp = FollowerStamp { stamp_ns: self.now, ..FollowerStamp::default() };
                 self.send(message.from, Body::HeartbeatReply { read_round: 0, stamp });
             }
             _ => {}
         }
     }
 
-    /// Leader stickiness (thesis §4.2.3): a live leader was heard within the minimum election timeout.
+    /// Leader stickiness (thesis §4.2.3): a live leader was heard within the minimum election timeout, or a
+    /// promise to one runs.
     fn hears_a_leader(&self) -> bool {
         let recently = |at: Nanos| self.now < at.saturating_add(self.config.election_timeout_min_ns);
-        self.is_leader() || self.quiet || self.leader_heard_at.is_some_and(recently)
+        self.is_leader() || self.quiet || self.is_bound() || self.leader_heard_at.is_some_and(recently)
     }
 
     // --- transitions: nothing else assigns `role`
@@ -517,6 +529,8 @@ impl Raft {
     pub(crate) fn become_candidate(&mut self, transfer: bool) {
         assert!(!self.is_leader(), "{}: leads term {} already", self.id, self.term);
         assert!(self.may_campaign(), "{}: is no voter of {:?}", self.id, self.members.current);
+        let (now, bound_until) = (self.now, self.bound_until());
+        assert!(transfer || now >= bound_until, "{}: stands at {now}, bound until {bound_until}", self.id);
         self.leave_role();
         (self.term, self.vote) = (self.term + 1, Some(self.id));
         self.leader_heard_at = None;

@@ -36,6 +36,7 @@ struct Stats {
     crashes: usize,
     changes: usize,
     joint: usize,
+    leased: usize,
 }
 
 impl Run {
@@ -46,10 +47,14 @@ impl Run {
             append_bytes_max: [1, 200, 1 << 20][random.index(3)],
             inflight_messages_max: [1, 3, 64][random.index(3)],
             apply_bytes_max: [1, 1 << 20][random.index(2)],
+            lease_slack_ns: [0, MS][random.index(2)],
             ..Config::default()
         };
         let mut cluster =
             Cluster::with_spares(size - spares.unwrap_or(0), 0, spares.unwrap_or(0), config, seed);
+        // Two clocks together are within the drift that leases allow for.
+        cluster.drift_ppm.fill_with(|| random.below(9_000) as i64 - 4_500);
+        cluster.allow_promises([0, 150, 150][random.index(3)] * MS);
         cluster.auto_persist = false;
         cluster.auto_apply = false;
         cluster.trace_messages = std::env::var_os("FLOE_TRACE").is_some();
@@ -92,6 +97,9 @@ impl Run {
             _ => self.fault(),
         }
         self.check_reads();
+        self.cluster.check_leases();
+        let leased = |node: &cluster::Node| node.raft.as_ref().is_some_and(|raft| raft.lease().is_some());
+        self.stats.leased += usize::from(self.cluster.nodes.iter().any(leased));
     }
 
     fn network_event(&mut self) {
@@ -347,10 +355,11 @@ fn run_seeds(seeds: std::ops::Range<u64>, size: usize, steps: usize) {
         sum.reads += stats.reads;
         sum.snapshots += stats.snapshots;
         sum.crashes += stats.crashes;
+        sum.leased += stats.leased;
     }
     println!("{size} replicas: {sum:?}");
     assert!(
-        only.is_some() || (sum.elections > 100 && sum.reads > 100 && sum.snapshots > 10),
+        only.is_some() || (sum.elections > 100 && sum.reads > 100 && sum.snapshots > 10 && sum.leased > 1000),
         "too calm: {sum:?}"
     );
 }

@@ -41,7 +41,7 @@ fn one_change(what: &str, whom: &str) -> Change {
 impl Script {
     fn new(words: Words) -> Self {
         let mut config = Config::default();
-        let (mut learners, mut spares) = (0, 0);
+        let (mut learners, mut spares, mut promise_ms) = (0, 0, 0);
         for setting in &words[1..] {
             let (key, value) = setting.split_once('=').expect("key=value");
             let value = number(value);
@@ -51,15 +51,15 @@ impl Script {
                 "append" => config.append_bytes_max = value,
                 "inflight" => config.inflight_messages_max = value,
                 "uncommitted" => config.uncommitted_bytes_max = value,
+                "promise" => promise_ms = value,
                 "apply" => config.apply_bytes_max = value,
                 "peer-reads" => config.peer_reads_max = value,
                 _ => panic!("unknown setting {key}"),
             }
         }
-        Self {
-            cluster: Cluster::with_spares(number(words[0]), learners, spares, config, 1),
-            next_beat: BEAT_NS,
-        }
+        let mut cluster = Cluster::with_spares(number(words[0]), learners, spares, config, 1);
+        cluster.allow_promises(promise_ms as Nanos * MS);
+        Self { cluster, next_beat: BEAT_NS }
     }
 
     fn run(&mut self, command: &str, words: Words) {
@@ -74,7 +74,7 @@ impl Script {
             "compact" | "snapshot" | "snapshot-lost" | "snapshot-delivered" | "unreachable" => {
                 self.log_upkeep(command, words)
             }
-            "status" | "members" | "log" | "progress" | "deadline" => self.look(command, words),
+            "status" | "members" | "log" | "progress" | "deadline" | "lease" => self.look(command, words),
             _ => panic!("unknown command {command}"),
         }
     }
@@ -277,6 +277,16 @@ impl Script {
         }
     }
 
+    fn describe_lease(&self, node: usize) -> String {
+        let now = self.cluster.now;
+        let lease = self.cluster.node(node).raft().lease().filter(|lease| lease.until > now);
+        match lease {
+            None => format!("r{node} has no lease"),
+            Some(lease) if lease.until == Nanos::MAX => format!("r{node} has a lease without end"),
+            Some(lease) => format!("r{node} has a lease for {}us", (lease.until - now) / 1000),
+        }
+    }
+
     fn look(&mut self, command: &str, words: Words) {
         let all: Vec<usize> = (1..=self.cluster.nodes.len()).collect();
         let nodes = words.first().map_or(all, |word| vec![number(word)]);
@@ -312,6 +322,7 @@ impl Script {
                     Nanos::MAX => format!("r{node} never"),
                     at => format!("r{node} in {}ms", (at - self.cluster.now.min(at)) / MS),
                 }],
+                "lease" => vec![self.describe_lease(node)],
                 _ => status
                     .peers
                     .iter()
@@ -395,4 +406,25 @@ fn every_script_gives_its_golden_output() {
     let failures: Vec<String> = paths.iter().filter_map(|path| check(path, rewrite).err()).collect();
     assert!(failures.is_empty(), "{} scripts differ\n\n{}", failures.len(), failures.join("\n\n"));
     assert!(paths.len() >= 60 || only.is_some(), "only {} scripts", paths.len());
+}
+
+/// Each rule of leases is guarded by a script that fails when the rule is taken out.
+#[cfg(feature = "planted")]
+#[test]
+fn scripts_find_each_lease_rule_missing() {
+    use floe_raft::{Planted, plant};
+    for (bug, script) in [
+        (Planted::LeaseWithoutDrift, "lease"),
+        (Planted::LeaseBeforeNoop, "lease"),
+        (Planted::PromiseBroken, "promise_binds"),
+        (Planted::PromiseBroken, "promise_binds_whatever_the_term"),
+        (Planted::LeaseOutlivesTransfer, "lease_ends_with_transfer"),
+        (Planted::PromiseForgotten, "promise_survives_restart"),
+    ] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("testscripts/{script}.txt"));
+        plant(Some(bug));
+        let outcome = std::panic::catch_unwind(|| check(&path, false));
+        plant(None);
+        assert!(!matches!(outcome, Ok(Ok(()))), "{script} passes with {bug:?}");
+    }
 }

@@ -149,7 +149,8 @@ impl MultiRaft {
         let starters = std::mem::take(&mut self.starters);
         for slot in starters {
             let replica = &mut self.replicas[slot];
-            if replica.takes_part() && replica.head_starts > 0 && replica.reaches_quorum() {
+            let may = replica.takes_part() && !replica.raft.is_bound();
+            if may && replica.head_starts > 0 && replica.reaches_quorum() {
                 replica.head_starts -= 1;
                 replica.raft.campaign(self.now);
                 self.touch(slot);

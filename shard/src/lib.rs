@@ -77,16 +77,19 @@ mod heartbeat;
 pub mod ids;
 mod members;
 mod memory_store;
+mod memory_view;
 mod multi_raft;
 pub mod output;
 pub mod peer;
 mod peers;
 mod proposal;
 mod quiescence;
+mod readable;
 mod reads;
 mod ready_queue;
 mod replica;
 pub mod request;
+mod row_tree;
 mod shard_map;
 pub mod state_machine;
 mod status;
@@ -113,10 +116,11 @@ pub use output::{
     DumpRead, DumpRemove, DumpSave, Fault, LogWrite, Output, PersistToken, RefusedMessage, ShardState,
 };
 pub use peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, GroupQuiet, PeerBatch, PeerMessage};
+pub use readable::Readable;
 pub use request::{
     Answer, BusyReason, Consistency, MEMBER_CHANGES_MAX, MemberChange, Query, Refusal, Request, RequestId,
     Row, Seat, UnknownReason, Versioned,
 };
 pub use shard_map::{ShardMap, pre_split};
-pub use state_machine::{BadPayload, CommandResult, Dump, QueryResult, StateMachine};
+pub use state_machine::{BadPayload, CommandResult, Dump, QueryResult, StateMachine, View};
 pub use status::{ShardStatus, Stats};

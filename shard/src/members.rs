@@ -181,7 +181,7 @@ impl MultiRaft {
             lowest_replica: replica.get(),
         };
         self.lowest.remove(&descriptor.shard);
-        self.add(now, state, descriptor, machine, true);
+        self.add(now, state, descriptor, machine, true, true);
     }
 
     /// The replica that `descriptor` asks to have here: a learner, on a node that has none of the shard and

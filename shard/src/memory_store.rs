@@ -1,4 +1,4 @@
-//! The built-in state machine: an ordered map in memory.
+//! The built-in state machine: an ordered map in memory (`row_tree.rs`), read by `memory_view.rs`.
 //!
 //! Its durable half are the dumps that the shard layer takes of it; between two dumps the Raft log is
 //! what survives. Keys and values are copied once, out of the command, so that a small slice never
@@ -19,14 +19,15 @@ use crate::archive::{CommandView, ConditionView, EffectView};
 use crate::command::{check_limits, with_command};
 use crate::cursor::Cursor;
 use crate::descriptor::KeyRange;
-use crate::request::{Query, Row, Versioned};
-use crate::state_machine::{BadPayload, CommandResult, Dump, QueryResult, StateMachine};
+use crate::memory_view::clip;
+use crate::request::Query;
+use crate::row_tree::{RowTree, Slot};
+use crate::state_machine::{BadPayload, CommandResult, Dump, QueryResult, StateMachine, View};
 use crate::stored_key::StoredKey;
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, checksum};
 use floe_raft::{Mark, Planted, is_planted};
-use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"FLOEMEM1";
 const HEAD_BYTES: usize = 24;
@@ -37,16 +38,9 @@ const ROW_OVERHEAD_BYTES: u64 = 128;
 /// An ordered map of keys to versioned values.
 #[derive(Default)]
 pub struct MemoryStore {
-    rows: BTreeMap<StoredKey, Slot>,
+    rows: RowTree,
     /// Keys and values, without overhead.
     bytes: u64,
-    hash: u64,
-}
-
-struct Slot {
-    version: u64,
-    value: Bytes,
-    /// The row's share of the store's hash.
     hash: u64,
 }
 
@@ -63,11 +57,7 @@ impl MemoryStore {
 
     /// Whether it holds nothing.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
-    fn get(&self, key: &Bytes) -> Option<Versioned> {
-        self.rows.get(&StoredKey::new(key)).map(Slot::versioned)
+        self.rows.len() == 0
     }
 
     fn put(&mut self, key: &[u8], value: &[u8], version: u64) {
@@ -88,14 +78,15 @@ impl MemoryStore {
 
     fn delete_range(&mut self, start: &[u8], end: &[u8], range: &KeyRange) {
         let Some((low, high)) = clip(start, end, range) else { return };
-        let (mut bytes, mut hash) = (0, 0_u64);
-        let gone = self.rows.extract_if(bounds(low, high), |_, _| true);
-        for (key, slot) in gone {
-            bytes += (key.len() + slot.value.len()) as u64;
-            hash = hash.wrapping_add(slot.hash);
+        let mut gone = Vec::new();
+        self.rows.visit(&low, high.as_ref(), false, &mut |key, _| {
+            gone.push(key.clone());
+            true
+        });
+        for key in gone {
+            let old = self.rows.remove(&key).expect("it was just seen");
+            self.forget(key.len(), &old);
         }
-        self.bytes -= bytes;
-        self.hash = self.hash.wrapping_sub(hash);
     }
 
     fn forget(&mut self, key_len: usize, slot: &Slot) {
@@ -131,14 +122,6 @@ impl MemoryStore {
         CommandResult::Written
     }
 
-    fn scan(&self, query: Scan<'_>, range: &KeyRange) -> QueryResult {
-        let Some((low, high)) = clip(query.start, query.end, range) else {
-            return QueryResult::Rows(Vec::new(), false);
-        };
-        let rows = self.rows.range(bounds(low, high));
-        if query.reverse { query.take(rows.rev()) } else { query.take(rows) }
-    }
-
     fn restore_rows(&mut self, dump: &[u8]) -> Option<()> {
         let mut cursor = Cursor::new(dump);
         if &cursor.array::<8>()? != MAGIC {
@@ -154,16 +137,6 @@ impl MemoryStore {
             self.put(cursor.take(key)?, cursor.take(value)?, version);
         }
         (cursor.is_empty() && self.rows.len() as u64 == count).then_some(())
-    }
-}
-
-impl Slot {
-    fn row(&self, key: &StoredKey) -> Row {
-        Row { key: key.to_bytes(), value: self.versioned() }
-    }
-
-    fn versioned(&self) -> Versioned {
-        Versioned { version: self.version, value: self.value.clone() }
     }
 }
 
@@ -186,27 +159,22 @@ impl StateMachine for MemoryStore {
     }
 
     fn read(&self, query: &Query, range: &KeyRange) -> QueryResult {
-        match query {
-            Query::Get { key } if range.contains(key) => QueryResult::Value(self.get(key)),
-            Query::Get { .. } => QueryResult::Value(None),
-            Query::Scan { start, end, limit, bytes_max, reverse } => {
-                let limit = if *limit == 0 { usize::MAX } else { *limit as usize };
-                let bytes_max = *bytes_max as usize;
-                self.scan(Scan { start, end, limit, bytes_max, reverse: *reverse }, range)
-            }
-        }
+        View::read(&self.rows, query, range)
     }
 
-    /// Copies keys, but of values only their reference counts: the bytes are copied where the dump is
-    /// encoded.
+    fn view(&self) -> Option<Arc<dyn View>> {
+        Some(Arc::new(self.rows.clone()))
+    }
+
+    /// Shares the rows: what is written before the dump is encoded copies what it touches.
     fn dump(&self) -> Box<dyn Dump> {
-        let row = |(key, slot): (&StoredKey, &Slot)| (key.clone(), slot.versioned());
+        let mut rows = self.rows.clone();
         let mut len = HEAD_BYTES + self.bytes as usize + self.rows.len() * ROW_HEAD_BYTES;
-        let mut rows: Vec<_> = self.rows.iter().map(row).collect();
         if is_planted(Planted::DumpLosesRow)
-            && let Some((key, value)) = rows.pop()
+            && let Some((key, slot)) = self.rows.last()
         {
-            len -= ROW_HEAD_BYTES + key.len() + value.value.len();
+            len -= ROW_HEAD_BYTES + key.len() + slot.value.len();
+            rows.remove(key);
         }
         Box::new(Picture { rows, len })
     }
@@ -229,32 +197,9 @@ impl StateMachine for MemoryStore {
     }
 }
 
-/// The arguments of a scan.
-struct Scan<'a> {
-    start: &'a [u8],
-    end: &'a [u8],
-    limit: usize,
-    bytes_max: usize,
-    reverse: bool,
-}
-
-impl Scan<'_> {
-    fn take<'a>(&self, rows: impl Iterator<Item = (&'a StoredKey, &'a Slot)>) -> QueryResult {
-        let (mut taken, mut bytes) = (Vec::new(), 0_usize);
-        for (key, slot) in rows {
-            bytes += key.len() + slot.value.len();
-            if taken.len() >= self.limit || (bytes > self.bytes_max && !taken.is_empty()) {
-                return QueryResult::Rows(taken, true);
-            }
-            taken.push(slot.row(key));
-        }
-        QueryResult::Rows(taken, false)
-    }
-}
-
 /// The rows at one moment.
 struct Picture {
-    rows: Vec<(StoredKey, Versioned)>,
+    rows: RowTree,
     len: usize,
 }
 
@@ -271,13 +216,14 @@ impl Dump for Picture {
             now.copy_from_slice(bytes);
             rest = later;
         };
-        for (key, value) in &self.rows {
+        self.rows.visit(&StoredKey::new(b""), None, false, &mut |key, slot| {
             write(&(key.len() as u32).to_le_bytes());
-            write(&(value.value.len() as u32).to_le_bytes());
-            write(&value.version.to_le_bytes());
+            write(&(slot.value.len() as u32).to_le_bytes());
+            write(&slot.version.to_le_bytes());
             key.write_to(&mut write);
-            write(&value.value);
-        }
+            write(&slot.value);
+            true
+        });
         assert!(rest.is_empty(), "{} bytes of a dump's length are not accounted for", rest.len());
         head[..8].copy_from_slice(MAGIC);
         head[8..16].copy_from_slice(&(self.rows.len() as u64).to_le_bytes());
@@ -303,22 +249,6 @@ fn within(command: &CommandView, range: &KeyRange) -> bool {
     conditions && effects
 }
 
-/// The part of `start..end` that lies in `range`; an empty upper bound means none. `None` if nothing does.
-fn clip<'a>(start: &'a [u8], end: &'a [u8], range: &'a KeyRange) -> Option<(&'a [u8], &'a [u8])> {
-    let low = start.max(&range.start[..]);
-    let high = match (end.is_empty(), range.end.is_empty()) {
-        (true, _) => &range.end[..],
-        (false, true) => end,
-        (false, false) => end.min(&range.end[..]),
-    };
-    (high.is_empty() || low < high).then_some((low, high))
-}
-
-fn bounds(low: &[u8], high: &[u8]) -> (Bound<StoredKey>, Bound<StoredKey>) {
-    let high = if high.is_empty() { Bound::Unbounded } else { Bound::Excluded(StoredKey::new(high)) };
-    (Bound::Included(StoredKey::new(low)), high)
-}
-
 /// A bijective mix, so that the sum over rows has no structure that CRCs would leave in it.
 fn mix(number: u64) -> u64 {
     let z = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -335,6 +265,7 @@ fn row_hash(key: &[u8], version: u64, value: &[u8]) -> u64 {
 mod tests {
     use super::*;
     use crate::command::{COMMAND_HEAD_BYTES, WriteBatch, encode};
+    use crate::request::Versioned;
 
     fn apply(store: &mut MemoryStore, index: u64, batch: &WriteBatch) -> CommandResult {
         let command = encode(batch, 1).unwrap();
@@ -427,7 +358,7 @@ mod tests {
         picture.encode_into(&mut bytes);
         let mut restored = MemoryStore::new();
         restored.restore(&Bytes::from(bytes.clone())).unwrap();
-        let row = restored.get(&Bytes::from("b")).unwrap();
+        let row = View::get(&restored.rows, b"b").unwrap();
         assert_eq!((row.version, &row.value[..]), (2, &b"22"[..]));
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();

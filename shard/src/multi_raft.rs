@@ -63,6 +63,10 @@ pub struct MultiRaft {
     pub(crate) refuses_proposals: bool,
     /// The log's disk doesn't answer: see [`MultiRaft::set_wedged`].
     pub(crate) wedged: bool,
+    /// How long replicas may promise leaders not to help elect anyone else; durable.
+    promise_allowed_ns: Nanos,
+    /// How long those of an earlier boot may have promised.
+    promise_owed_ns: Nanos,
     pub(crate) ready: Ready,
     pub(crate) stats: Stats,
 }
@@ -129,9 +133,26 @@ impl MultiRaft {
             outbox: Outbox::default(),
             refuses_proposals: false,
             wedged: false,
+            promise_allowed_ns: 0,
+            promise_owed_ns: 0,
             ready: Ready::default(),
             stats: Stats::default(),
         }
+    }
+
+    // --- leases
+
+    /// An earlier boot of this node may have promised leaders not to help elect anyone else for so long.
+    /// Replicas restored from now on are bound by that, counted from when they are.
+    pub fn owe_promises(&mut self, ns: Nanos) {
+        self.promise_owed_ns = ns;
+    }
+
+    /// Promises of up to so long are durable: the next boot will be told by [`MultiRaft::owe_promises`].
+    /// Before this is called none is given, and nobody has a lease by this core's help.
+    pub fn allow_promises(&mut self, ns: Nanos) {
+        self.promise_allowed_ns = ns;
+        self.replicas.iter_mut().for_each(|replica| replica.raft.allow_promises(ns));
     }
 
     // --- replicas
@@ -154,7 +175,7 @@ impl MultiRaft {
             entries: Vec::new(),
             lowest_replica: place.replica.get(),
         };
-        self.add(now, state, descriptor, machine, true);
+        self.add(now, state, descriptor, machine, true, true);
     }
 
     /// Brings back a replica from what recovery found. `machine` holds the state at `state.flushed`, and
@@ -175,7 +196,7 @@ impl MultiRaft {
             Err(error) => panic!("{}: {error}", state.shard),
         };
         state.home_epoch += u64::from(rehome);
-        self.add(now, state, descriptor, machine, rehome);
+        self.add(now, state, descriptor, machine, rehome, false);
     }
 
     pub(crate) fn add(
@@ -185,6 +206,7 @@ impl MultiRaft {
         descriptor: Descriptor,
         machine: Box<dyn StateMachine>,
         writes_state: bool,
+        is_new: bool,
     ) {
         self.advance_clock(now);
         assert!(
@@ -203,6 +225,10 @@ impl MultiRaft {
         let seed = self.seed ^ state.shard.0.rotate_left(17);
         let mut raft = Raft::new(state.replica, &self.config.raft, restored, self.now, seed);
         raft.set_wedged(self.now, self.wedged);
+        raft.allow_promises(self.promise_allowed_ns);
+        if !is_new {
+            raft.owe_promise(self.now, self.promise_owed_ns);
+        }
         let mut replica = Replica::new(&state, descriptor, raft, machine, self.boot_epoch);
         replica.refresh_routes(&self.peers);
         if writes_state {

@@ -200,6 +200,9 @@ pub struct Output {
     pub dump_removes: Vec<DumpRemove>,
     /// Replicas that an order of their leaders asks for: create each with [`crate::MultiRaft::create`].
     pub creates: Vec<Descriptor>,
+    /// Shards that had a turn: what may be read of them without the core ([`crate::MultiRaft::readable`])
+    /// may be another now. To be looked at before anything of this output leaves.
+    pub turned: Vec<ShardId>,
     /// To be told to an operator: a sample, [`Stats::messages_refused`](crate::status::Stats) counts all.
     pub refused: Vec<RefusedMessage>,
 }

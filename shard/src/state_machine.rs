@@ -4,6 +4,7 @@ use crate::descriptor::KeyRange;
 use crate::request::{Query, Row, Versioned};
 use bytes::Bytes;
 use floe_raft::Mark;
+use std::sync::Arc;
 
 /// A shard's state. Everything it does must be a function of the commands applied so far.
 pub trait StateMachine: Send {
@@ -21,6 +22,12 @@ pub trait StateMachine: Send {
     /// Reads the state as it is now, within `range`.
     fn read(&self, query: &Query, range: &KeyRange) -> QueryResult;
 
+    /// The state as it is now, for readers on any thread: taken quickly, and unchanged by later commands.
+    /// `None` = not possible; then every read goes through the core.
+    fn view(&self) -> Option<Arc<dyn View>> {
+        None
+    }
+
     /// An immutable picture of the whole state, taken quickly and encoded elsewhere.
     fn dump(&self) -> Box<dyn Dump>;
 
@@ -35,6 +42,15 @@ pub trait StateMachine: Send {
 
     /// A hash of the whole state, equal on every replica at the same mark.
     fn state_hash(&self) -> u64;
+}
+
+/// A state at one moment, read on any thread.
+pub trait View: Send + Sync {
+    /// The value of a key that lies in the shard's range.
+    fn get(&self, key: &[u8]) -> Option<Versioned>;
+
+    /// What [`StateMachine::read`] would have answered at that moment.
+    fn read(&self, query: &Query, range: &KeyRange) -> QueryResult;
 }
 
 /// A picture of a state, to be encoded on another thread.

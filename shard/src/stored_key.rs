@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 const HEAD_BYTES: usize = 16;
 
@@ -15,8 +16,8 @@ pub(crate) struct StoredKey {
     /// The first 16 bytes, big-endian, padded with zeros: where two differ they order as the keys do,
     /// because a shorter key is padded with the smallest byte.
     head: [u64; 2],
-    /// What comes after them.
-    rest: Box<[u8]>,
+    /// What comes after them, if anything does; copies share it.
+    rest: Option<Arc<[u8]>>,
     len: u32,
 }
 
@@ -27,7 +28,8 @@ impl StoredKey {
         head[..first.len()].copy_from_slice(first);
         let head = u128::from_be_bytes(head);
         let len = u32::try_from(key.len()).expect("keys are 16 KiB at the most");
-        Self { head: [(head >> 64) as u64, head as u64], rest: rest.into(), len }
+        let rest = (!rest.is_empty()).then(|| rest.into());
+        Self { head: [(head >> 64) as u64, head as u64], rest, len }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -45,7 +47,7 @@ impl StoredKey {
     pub(crate) fn write_to(&self, mut write: impl FnMut(&[u8])) {
         let head = u128::from(self.head[0]) << 64 | u128::from(self.head[1]);
         write(&head.to_be_bytes()[..self.len().min(HEAD_BYTES)]);
-        write(&self.rest);
+        write(self.rest.as_deref().unwrap_or_default());
     }
 }
 

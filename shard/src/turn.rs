@@ -35,6 +35,7 @@ impl MultiRaft {
 
     fn turn(&mut self, slot: usize, out: &mut Output) {
         write_own_records(&mut self.replicas[slot], out);
+        out.turned.push(self.replicas[slot].shard);
         if !self.replicas[slot].takes_part() {
             return;
         }

@@ -16,6 +16,7 @@
 //! Everything is a function of the seed: one generator per part, ordered maps only, and no clock but
 //! the queue's. The workers, replicas, codec, log and recovery are the production code.
 
+mod calls;
 pub mod client;
 pub mod clock;
 pub mod cluster;

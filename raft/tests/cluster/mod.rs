@@ -65,6 +65,12 @@ pub struct Cluster {
     pub side: Vec<usize>,
     pub auto_persist: bool,
     pub auto_apply: bool,
+    /// What voters may promise to leaders, durably from the beginning; 0 = nothing.
+    pub promise_ns: Nanos,
+    /// How much too fast each node's clock runs, in millionths.
+    pub drift_ppm: Vec<i64>,
+    /// Highest index that some caller was told about: applied by a leader, or read elsewhere by its word.
+    pub seen: Index,
     /// What happened, in words.
     pub trace: Vec<String>,
     /// Whether messages are worth a line.
@@ -97,6 +103,9 @@ impl Cluster {
             side: vec![0; count],
             auto_persist: true,
             auto_apply: true,
+            promise_ns: 0,
+            drift_ppm: vec![0; count],
+            seen: 0,
             trace: Vec::new(),
             trace_messages: true,
             truth: BTreeMap::new(),
@@ -153,7 +162,27 @@ impl Cluster {
             applied: disk.base.index,
         };
         let seed = self.seed ^ (node.incarnation << 48);
-        node.raft = Some(Raft::new(node.id, &self.config, restored, self.now, seed));
+        let is_first = node.incarnation == 1;
+        let now = self.local(number);
+        let node = &mut self.nodes[number - 1];
+        let mut raft = Raft::new(node.id, &self.config, restored, now, seed);
+        if !is_first {
+            raft.owe_promise(now, self.promise_ns);
+        }
+        raft.allow_promises(self.promise_ns);
+        node.raft = Some(raft);
+    }
+
+    /// Lets voters promise, from the beginning.
+    pub fn allow_promises(&mut self, ns: Nanos) {
+        self.promise_ns = ns;
+        self.nodes.iter_mut().filter_map(|node| node.raft.as_mut()).for_each(|raft| raft.allow_promises(ns));
+    }
+
+    /// What a node's clock reads.
+    pub fn local(&self, number: usize) -> Nanos {
+        let fast = i128::from(self.now) * i128::from(self.drift_ppm[number - 1]) / 1_000_000;
+        u64::try_from(i128::from(self.now) + fast).expect("clocks don't run backwards")
     }
 
     /// Replaces a node's log, before anything has happened.
@@ -170,9 +199,10 @@ impl Cluster {
 
     /// Runs `act` on a live replica and carries out what it wants.
     pub fn with<T>(&mut self, number: usize, act: impl FnOnce(&mut Raft, Nanos) -> T) -> Option<T> {
-        let now = self.now;
+        let now = self.local(number);
         let result = self.nodes[number - 1].raft.as_mut().map(|raft| act(raft, now));
         self.process(number);
+        self.check_leases();
         result
     }
 
@@ -198,7 +228,7 @@ impl Cluster {
     /// Ticks everybody who is due.
     pub fn tick(&mut self) {
         for number in 1..=self.nodes.len() {
-            let now = self.now;
+            let now = self.local(number);
             if self.nodes[number - 1].raft.as_ref().is_some_and(|raft| raft.deadline() <= now) {
                 self.with(number, |raft, now| raft.tick(now));
             }
@@ -227,6 +257,7 @@ impl Cluster {
         }
         write.after.into_iter().for_each(|message| self.post(message));
         self.process(number);
+        self.check_leases();
     }
 
     /// Applies everything that was handed out.
@@ -234,7 +265,11 @@ impl Cluster {
         let node = &mut self.nodes[number - 1];
         let Some(last) = node.to_apply.back().map(|entry| entry.mark.index) else { return };
         node.to_apply.clear();
-        node.raft.as_mut().expect("a crashed node applies nothing").applied(last);
+        let raft = node.raft.as_mut().expect("a crashed node applies nothing");
+        raft.applied(last);
+        let served = node.reads.iter().map(|(_, index)| *index).filter(|index| *index <= last).max();
+        let told = if raft.is_leader() { Some(last) } else { served };
+        self.seen = self.seen.max(told.unwrap_or(0));
         self.process(number);
     }
 
@@ -321,6 +356,9 @@ impl Cluster {
         let node = &mut self.nodes[number - 1];
         node.to_apply.extend(ready.committed.drain(..));
         node.reads.extend(ready.reads.iter().map(|read| (read.context, read.index)));
+        let applied = node.raft().applied_index();
+        let served = ready.reads.iter().map(|read| read.index).filter(|index| *index <= applied).max();
+        self.seen = self.seen.max(served.unwrap_or(0));
         node.reads_dropped.append(&mut ready.reads_dropped);
         node.snapshots_needed.append(&mut ready.snapshots_needed);
         self.queue_write(number, ready);
@@ -369,6 +407,24 @@ impl Cluster {
                     );
                 }
             }
+        }
+    }
+
+    /// Who holds a lease by its own clock reads what is newest: nobody was elected after it, and nobody was
+    /// told of anything that it hasn't applied.
+    pub fn check_leases(&self) {
+        for (at, node) in self.nodes.iter().enumerate() {
+            let Some(raft) = &node.raft else { continue };
+            let Some(lease) = raft.lease().filter(|lease| self.local(at + 1) < lease.until) else { continue };
+            let newest = self.leaders.keys().last().copied().unwrap_or(0);
+            let id = node.id;
+            assert!(
+                lease.term >= newest,
+                "stale read: {id} holds a lease of {}, led is {newest}",
+                lease.term
+            );
+            let (applied, seen) = (raft.applied_index(), self.seen);
+            assert!(applied >= seen, "stale read: {id} holds a lease at {applied}, {seen} was seen");
         }
     }
 

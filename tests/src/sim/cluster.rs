@@ -17,6 +17,7 @@ use crate::sim::node::{Core, Node};
 use crate::sim::plan::{FaultKind, Plan};
 use crate::sim::run::FAULTS_MIN;
 use crate::sim::trace::Trace;
+use floe::read_cell::Open;
 use floe::seam::Input;
 use floe_raft::Nanos;
 use floe_shard::{Answer, CoreAddr, Descriptor, NodeId, RequestId, pre_split};
@@ -40,6 +41,8 @@ pub enum Event {
     Client(ClientId),
     /// A client's answer arrives.
     Answer(ClientId, Option<Answer>),
+    /// A client on this node in this incarnation, which has loaded what may be read, looks at the clock.
+    ReadHere(usize, u64, ClientId, Box<(Arc<Open>, Call)>),
     /// The next fault is drawn.
     NextFault,
     /// A node that has just become a leader is struck.
@@ -119,6 +122,8 @@ pub struct Found {
     pub failed_cores: u64,
     /// Nodes that refused their damaged disks.
     pub condemned: u64,
+    /// Reads that clients did without the core, under a lease.
+    pub reads_here: u64,
 }
 
 /// Clients of one operation, that come many at once, have numbers from here on.
@@ -134,6 +139,7 @@ impl std::ops::AddAssign for Found {
         self.installs += other.installs;
         self.failed_cores += other.failed_cores;
         self.condemned += other.condemned;
+        self.reads_here += other.reads_here;
     }
 }
 
@@ -259,6 +265,9 @@ impl Cluster {
             Event::Input(node, incarnation, core, input) => self.input(node, incarnation, core, *input),
             Event::Client(client) => self.client_turn(client),
             Event::Answer(client, answer) => self.client_answer(client, answer),
+            Event::ReadHere(node, incarnation, client, read) => {
+                self.read_here(node, incarnation, client, *read)
+            }
             Event::NextFault => self.next_fault(),
             Event::NewLeader(node) => self.strike_new_leader(node),
             Event::Candidate(node) => self.strike_armed(Some(node)),
@@ -467,24 +476,7 @@ impl Cluster {
         self.nodes[node].cores_next = cores;
     }
 
-    /// Puts a client's request into the inbox of the core that owns the shard.
-    pub(crate) fn send_call(&mut self, client: ClientId, node: usize, call: Call) {
-        let now = self.queue.now();
-        let Node { incarnation, clock, ref mut process, .. } = self.nodes[node];
-        let Some(process) = process else {
-            return self.queue.after(MS, Event::Answer(client, None));
-        };
-        let core = call.request.shard().core(process.cores.len() as u16);
-        let state = &mut process.cores[usize::from(core)];
-        let id = RequestId(state.request_next);
-        state.request_next += 1;
-        state.clients.insert(id, client);
-        let deadline = clock.local(now) + call.patience_ns;
-        let input = Input::Request { id, deadline, request: call.request };
-        self.input(node, incarnation, core, input);
-    }
-
-    fn client_answer(&mut self, client: ClientId, answer: Option<Answer>) {
+    pub(crate) fn client_answer(&mut self, client: ClientId, answer: Option<Answer>) {
         let now = self.queue.now();
         match self.clients.end(now, client, answer, &self.safety) {
             Err(violation) => self.break_promise(violation),

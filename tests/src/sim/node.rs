@@ -6,6 +6,7 @@ use crate::sim::clock::{NodeClock, SEC};
 use crate::sim::disk::Disk;
 use crate::sim::plan::Plan;
 use floe::metrics::CoreMetrics;
+use floe::read_cell::ReadCells;
 use floe::seam::{Effects, Input};
 use floe::worker::{Worker, WorkerConfig};
 use floe_raft::Nanos;
@@ -37,6 +38,8 @@ pub struct Core {
 pub struct Process {
     /// Its cores.
     pub cores: Vec<Core>,
+    /// What its clients read without them.
+    pub cells: Arc<ReadCells>,
     /// How many have started.
     pub started: usize,
     /// How many have stopped.
@@ -121,17 +124,23 @@ impl Process {
         node.clock = NodeClock::new(now, node.random.between(1, 1_000) * SEC, drift);
         let cores = node.cores_next;
         let uuid = u128::from(node.random.next_u64()) << 64 | u128::from(node.id.0);
+        // Each start may be with another setting, and so with other promises.
+        let mut shard = plan.shard.clone();
+        let tuned = &mut shard.raft.election_timeout_min_ns;
+        *tuned = *node.random.pick(&[*tuned, *tuned * 2 / 3]);
+        let cells = ReadCells::new(shards);
         let start = |core| {
             let config = WorkerConfig {
                 me: CoreAddr { node: node.id, core },
                 cores,
                 cluster: 0xF10E,
                 new_store_uuid: uuid,
-                shard: ShardConfig { cores, ..plan.shard.clone() },
+                shard: ShardConfig { cores, ..shard.clone() },
                 wal: plan.wal.clone(),
                 bootstrap: shards.clone(),
                 machines: Arc::new(|_| Box::new(MemoryStore::new())),
                 requests_max: plan.requests_max,
+                cells: cells.clone(),
                 metrics: Arc::new(CoreMetrics::default()),
             };
             let mut effects = Effects::default();
@@ -149,6 +158,6 @@ impl Process {
             }
         };
         let cores = (0..cores).map(start).collect();
-        Self { cores, started: 0, stopped: 0, is_ending: false, disk_errors_before: node.disk.errors }
+        Self { cores, cells, started: 0, stopped: 0, is_ending: false, disk_errors_before: node.disk.errors }
     }
 }

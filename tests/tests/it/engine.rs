@@ -88,6 +88,37 @@ fn every_operation_works_on_every_node() {
 }
 
 #[test]
+fn reads_under_a_lease_take_no_round_and_see_every_write_and_end_with_the_engine() {
+    let dir = temp_dir();
+    let mut engines = open_cluster(dir.path(), &members(), 2);
+    let client = engines[0].client();
+    write_all(&client, b"first");
+    read_all(&client, b"first");
+    let led: Vec<_> = {
+        let leaders = engines[0].leaders();
+        keys(64).filter(|key| leaders[&client.shard_of(key)] == Some(NodeId(1))).collect()
+    };
+    let read = |value: &[u8]| {
+        for key in &led {
+            assert_eq!(client.get_blocking(key).unwrap().as_deref(), Some(value), "{key:?}");
+        }
+    };
+    let began = engines[0].metrics();
+    (0..50).for_each(|_| read(b"first"));
+    let rounds = engines[0].metrics().read_rounds - began.read_rounds;
+    // Were there one per read, it would be fifty times as many; an unsteady machine may lose a few leases.
+    let most = 10 * led.len() as u64;
+    assert!(!led.is_empty() && rounds <= most, "{rounds} rounds for {} reads", 50 * led.len());
+    for round in 0..20 {
+        let value = format!("{round}").into_bytes();
+        write_all(&client, &value);
+        read(&value);
+    }
+    engines.remove(0).shutdown();
+    assert!(led.iter().all(|key| client.get_blocking(key).is_err()), "nobody is there to read from");
+}
+
+#[test]
 fn a_restart_with_another_core_count_loses_nothing() {
     let dir = temp_dir();
     let members = members();

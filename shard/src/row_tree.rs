@@ -1,0 +1,373 @@
+//! The rows of a memory store: an ordered tree whose copies are snapshots.
+//!
+//! A copy costs one reference. Nodes that a copy still shares are never changed: a write copies those on its
+//! way from the root, and whatever nobody else holds is changed in place. So who takes no copies pays for
+//! none, and a copy costs the writer at most one path per later write, and never more than the tree. What
+//! an old copy alone holds goes with the copy; there is nothing to collect.
+//!
+//! Invariants: keys ascend within a node and from child to child; every key of a child is at least the
+//! child's `first` and below the next one's (the first child's has no say); leaves have the same depth; only
+//! the root may be empty.
+
+use crate::stored_key::StoredKey;
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// Rows of one leaf. Few, because all of them are copied when one is written that a snapshot shares.
+const LEAF_MAX: usize = 16;
+/// Children of one inner node.
+const INNER_MAX: usize = 32;
+
+/// What is stored under a key.
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    pub(crate) version: u64,
+    pub(crate) value: Bytes,
+    /// The row's share of the store's hash.
+    pub(crate) hash: u64,
+}
+
+/// An ordered map of keys to slots.
+#[derive(Clone)]
+pub(crate) struct RowTree {
+    root: Arc<Node>,
+    len: usize,
+}
+
+#[derive(Clone)]
+enum Node {
+    Leaf(Vec<(StoredKey, Slot)>),
+    Inner(Vec<Child>),
+}
+
+#[derive(Clone)]
+struct Child {
+    first: StoredKey,
+    node: Arc<Node>,
+}
+
+impl Default for RowTree {
+    fn default() -> Self {
+        Self { root: Arc::new(Node::Leaf(Vec::new())), len: 0 }
+    }
+}
+
+impl RowTree {
+    /// Rows in it.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The slot of a key. O(log n).
+    pub(crate) fn get(&self, key: &StoredKey) -> Option<&Slot> {
+        let mut node = &self.root;
+        loop {
+            match &**node {
+                Node::Leaf(rows) => return position(rows, key).ok().map(|at| &rows[at].1),
+                Node::Inner(children) => node = &children[child_of(children, key)].node,
+            }
+        }
+    }
+
+    /// The row with the highest key.
+    pub(crate) fn last(&self) -> Option<(&StoredKey, &Slot)> {
+        let mut last = None;
+        self.visit(&StoredKey::new(b""), None, true, &mut |key, slot| {
+            last = Some((key, slot));
+            false
+        });
+        last
+    }
+
+    /// Stores a slot and gives back the one that it replaces. O(log n), and a path's copy if it is shared.
+    pub(crate) fn insert(&mut self, key: StoredKey, slot: Slot) -> Option<Slot> {
+        let (old, split) = insert(&mut self.root, key, slot);
+        if let Some(right) = split {
+            // The first child's key has no say.
+            let left = Child { first: right.first.clone(), node: self.root.clone() };
+            self.root = Arc::new(Node::Inner(vec![left, right]));
+        }
+        self.len += usize::from(old.is_none());
+        old
+    }
+
+    /// Removes a key. O(log n), and a path's copy if it is shared and the key is there.
+    pub(crate) fn remove(&mut self, key: &StoredKey) -> Option<Slot> {
+        self.get(key)?;
+        let old = remove(&mut self.root, key);
+        self.len -= 1;
+        while let Node::Inner(children) = &*self.root {
+            match &children[..] {
+                [] => self.root = Arc::new(Node::Leaf(Vec::new())),
+                [only] => self.root = only.node.clone(),
+                _ => break,
+            }
+        }
+        Some(old)
+    }
+
+    /// Shows the rows of `low..high` (`None` = to the end) in order, or in reverse, until `see` says false.
+    pub(crate) fn visit<'a>(
+        &'a self,
+        low: &StoredKey,
+        high: Option<&StoredKey>,
+        reverse: bool,
+        see: &mut dyn FnMut(&'a StoredKey, &'a Slot) -> bool,
+    ) {
+        visit(&self.root, low, high, reverse, see);
+    }
+}
+
+impl Node {
+    fn len(&self) -> usize {
+        match self {
+            Self::Leaf(rows) => rows.len(),
+            Self::Inner(children) => children.len(),
+        }
+    }
+
+    fn max(&self) -> usize {
+        match self {
+            Self::Leaf(_) => LEAF_MAX,
+            Self::Inner(_) => INNER_MAX,
+        }
+    }
+
+    /// The upper part of a node that is too full. Behind a row that came last there may come more: then the
+    /// lower part stays full.
+    fn split(&mut self, came_last: bool) -> Option<Child> {
+        if self.len() <= self.max() {
+            return None;
+        }
+        let at = if came_last { self.len() - 1 } else { self.len() / 2 };
+        let (first, upper) = match self {
+            Self::Leaf(rows) => {
+                let upper = rows.split_off(at);
+                (upper[0].0.clone(), Self::Leaf(upper))
+            }
+            Self::Inner(children) => {
+                let upper = children.split_off(at);
+                (upper[0].first.clone(), Self::Inner(upper))
+            }
+        };
+        Some(Child { first, node: Arc::new(upper) })
+    }
+}
+
+fn position(rows: &[(StoredKey, Slot)], key: &StoredKey) -> Result<usize, usize> {
+    rows.binary_search_by(|(held, _)| held.cmp(key))
+}
+
+/// The child in which `key` belongs.
+fn child_of(children: &[Child], key: &StoredKey) -> usize {
+    children[1..].partition_point(|child| child.first <= *key)
+}
+
+/// Stores a slot below `node`: what it replaces, and what the node had no room for.
+fn insert(node: &mut Arc<Node>, key: StoredKey, slot: Slot) -> (Option<Slot>, Option<Child>) {
+    let node = Arc::make_mut(node);
+    let (old, came_last) = match node {
+        Node::Leaf(rows) => match position(rows, &key) {
+            Ok(at) => return (Some(std::mem::replace(&mut rows[at].1, slot)), None),
+            Err(at) => {
+                rows.insert(at, (key, slot));
+                (None, at + 1 == rows.len())
+            }
+        },
+        Node::Inner(children) => {
+            let at = child_of(children, &key);
+            let (old, split) = insert(&mut children[at].node, key, slot);
+            let Some(split) = split else { return (old, None) };
+            children.insert(at + 1, split);
+            (old, at + 2 == children.len())
+        }
+    };
+    (old, node.split(came_last))
+}
+
+/// Removes a key that is below `node`.
+fn remove(node: &mut Arc<Node>, key: &StoredKey) -> Slot {
+    match Arc::make_mut(node) {
+        Node::Leaf(rows) => {
+            let at = position(rows, key).expect("only a key that is there is removed");
+            rows.remove(at).1
+        }
+        Node::Inner(children) => {
+            let at = child_of(children, key);
+            let old = remove(&mut children[at].node, key);
+            match children[at].node.len() {
+                0 => drop(children.remove(at)),
+                len if len < children[at].node.max() / 4 => maybe_merge(children, at),
+                _ => {}
+            }
+            old
+        }
+    }
+}
+
+/// Joins a child that has become small with a neighbour, if both together fill half a node.
+fn maybe_merge(children: &mut Vec<Child>, at: usize) {
+    let left = at.saturating_sub(1);
+    let Some([one, other]) = children.get(left..left + 2) else { return };
+    if one.node.len() + other.node.len() > one.node.max() / 2 {
+        return;
+    }
+    let Child { first, node } = children.remove(left + 1);
+    match (Arc::make_mut(&mut children[left].node), Arc::unwrap_or_clone(node)) {
+        (Node::Leaf(rows), Node::Leaf(mut more)) => rows.append(&mut more),
+        (Node::Inner(inner), Node::Inner(mut more)) => {
+            // From now on its key has a say.
+            more[0].first = first;
+            inner.append(&mut more);
+        }
+        _ => unreachable!("leaves have the same depth"),
+    }
+}
+
+fn visit<'a>(
+    node: &'a Node,
+    low: &StoredKey,
+    high: Option<&StoredKey>,
+    reverse: bool,
+    see: &mut dyn FnMut(&'a StoredKey, &'a Slot) -> bool,
+) -> bool {
+    match node {
+        Node::Leaf(rows) => {
+            let from = rows.partition_point(|(key, _)| key < low);
+            let to = high.map_or(rows.len(), |high| rows.partition_point(|(key, _)| key < high));
+            let mut rows = rows[from..to.max(from)].iter();
+            let mut next = || if reverse { rows.next_back() } else { rows.next() };
+            while let Some((key, slot)) = next() {
+                if !see(key, slot) {
+                    return false;
+                }
+            }
+            true
+        }
+        Node::Inner(children) => {
+            let from = child_of(children, low);
+            let to = high.map_or(children.len() - 1, |high| child_of(children, high));
+            let mut children = children[from..=to.max(from)].iter();
+            let mut next = || if reverse { children.next_back() } else { children.next() };
+            while let Some(child) = next() {
+                if !visit(&child.node, low, high, reverse, see) {
+                    return false;
+                }
+            }
+            true
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn key(number: u64) -> StoredKey {
+        StoredKey::new(format!("{number:05}").as_bytes())
+    }
+
+    fn slot(version: u64) -> Slot {
+        Slot { version, value: Bytes::new(), hash: 0 }
+    }
+
+    fn rows(tree: &RowTree, low: u64, high: Option<u64>, reverse: bool) -> Vec<(Bytes, u64)> {
+        let mut rows = Vec::new();
+        tree.visit(&key(low), high.map(key).as_ref(), reverse, &mut |key, slot| {
+            rows.push((key.to_bytes(), slot.version));
+            true
+        });
+        rows
+    }
+
+    fn model_rows(model: &BTreeMap<u64, u64>, low: u64, high: Option<u64>) -> Vec<(Bytes, u64)> {
+        let range = model.range(low..high.unwrap_or(u64::MAX).max(low));
+        range.map(|(number, version)| (key(*number).to_bytes(), *version)).collect()
+    }
+
+    /// A small generator: the tree's shape depends on nothing else.
+    fn next(state: &mut u64) -> u64 {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *state >> 33
+    }
+
+    #[test]
+    fn it_does_what_an_ordered_map_does_and_snapshots_stay_as_they_were() {
+        let mut random = 7;
+        let (mut tree, mut model) = (RowTree::default(), BTreeMap::new());
+        let mut snapshots = Vec::new();
+        for version in 0..40_000 {
+            // It grows to a few thousand rows, shrinks to few, and grows again.
+            let removes = if version / 10_000 % 2 == 0 { 1 } else { 9 };
+            let number = next(&mut random) % 4_000;
+            if next(&mut random) % 10 < removes {
+                let old = tree.remove(&key(number)).map(|slot| slot.version);
+                assert_eq!(old, model.remove(&number));
+            } else {
+                let old = tree.insert(key(number), slot(version)).map(|slot| slot.version);
+                assert_eq!(old, model.insert(number, version));
+            }
+            assert_eq!(tree.len(), model.len());
+            if version % 97 == 0 {
+                let (low, high) = (next(&mut random) % 4_000, next(&mut random) % 5_000);
+                let high = (high < 4_000).then_some(high);
+                let mut expected = model_rows(&model, low, high);
+                assert_eq!(rows(&tree, low, high, false), expected);
+                expected.reverse();
+                assert_eq!(rows(&tree, low, high, true), expected);
+            }
+            if version % 2_000 == 0 {
+                snapshots.push((tree.clone(), model.clone()));
+            }
+        }
+        for (tree, model) in snapshots {
+            assert_eq!(rows(&tree, 0, None, false), model_rows(&model, 0, None));
+            assert!((0..4_000).all(|n| tree.get(&key(n)).map(|slot| slot.version) == model.get(&n).copied()));
+        }
+    }
+
+    /// Nodes, and the depth of every leaf.
+    fn shape(node: &Node, depth: usize, depths: &mut Vec<usize>) -> usize {
+        assert!(node.len() <= node.max(), "{} in a node", node.len());
+        match node {
+            Node::Leaf(_) => {
+                depths.push(depth);
+                1
+            }
+            Node::Inner(children) => {
+                1 + children.iter().map(|child| shape(&child.node, depth + 1, depths)).sum::<usize>()
+            }
+        }
+    }
+
+    #[test]
+    fn it_stays_level_and_shrinks_with_its_rows() {
+        let mut tree = RowTree::default();
+        (0..20_000).for_each(|number| drop(tree.insert(key(number), slot(number))));
+        let mut depths = Vec::new();
+        let nodes = shape(&tree.root, 0, &mut depths);
+        assert!(nodes < 20_000 / LEAF_MAX * 11 / 10, "rows in order fill their leaves: {nodes} nodes");
+        assert!(depths.iter().all(|depth| *depth == depths[0]));
+        // All but every hundredth: one row per leaf would be 200 leaves of a few rows each.
+        (0..20_000).filter(|number| number % 100 > 0).for_each(|number| drop(tree.remove(&key(number))));
+        let nodes = shape(&tree.root, 0, &mut Vec::new());
+        assert!(nodes <= 90, "{nodes} nodes for 200 rows");
+        (0..20_000).for_each(|number| drop(tree.remove(&key(number))));
+        assert_eq!((shape(&tree.root, 0, &mut Vec::new()), tree.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_write_copies_only_what_a_snapshot_shares() {
+        let mut tree = RowTree::default();
+        (0..5_000).for_each(|number| drop(tree.insert(key(number), slot(0))));
+        let root = Arc::as_ptr(&tree.root);
+        tree.insert(key(2_500), slot(1));
+        assert_eq!(Arc::as_ptr(&tree.root), root, "nobody shares it");
+        let snapshot = tree.clone();
+        tree.insert(key(2_500), slot(2));
+        let (Node::Inner(ours), Node::Inner(theirs)) = (&*tree.root, &*snapshot.root) else { panic!() };
+        let copied = ours.iter().zip(theirs).filter(|(one, other)| !Arc::ptr_eq(&one.node, &other.node));
+        assert_eq!(copied.count(), 1, "one path");
+    }
+}
