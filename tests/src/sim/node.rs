@@ -126,8 +126,9 @@ impl Process {
         let uuid = u128::from(node.random.next_u64()) << 64 | u128::from(node.id.0);
         // Each start may be with another setting, and so with other promises.
         let mut shard = plan.shard.clone();
+        let least = 2 * shard.raft.heartbeat_interval_ns + 1;
         let tuned = &mut shard.raft.election_timeout_min_ns;
-        *tuned = *node.random.pick(&[*tuned, *tuned * 2 / 3]);
+        *tuned = *node.random.pick(&[*tuned, (*tuned * 2 / 3).max(least)]);
         let cells = ReadCells::new(shards);
         let start = |core| {
             let config = WorkerConfig {
