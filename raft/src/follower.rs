@@ -6,7 +6,7 @@ use crate::planted::{self, Planted};
 use crate::raft::{Installing, Raft, Role};
 use crate::read_index::Forwarded;
 use crate::ready::{ReadState, SnapshotInstall};
-use crate::types::{Entry, Index, Mark, Nanos, ReplicaId, Term};
+use crate::types::{Entry, EntryKind, Index, Mark, Nanos, ReplicaId, Term};
 use std::collections::VecDeque;
 
 /// A follower's own data.
@@ -134,17 +134,42 @@ impl Raft {
         if self.follow(from, stamp).is_none() || self.installing.is_some() {
             return;
         }
-        let matched = prev.index + entries.len() as u64;
         let base = self.log.base();
         if prev.index >= base.index && !self.log.contains(prev) {
             let hint = self.log.last_not_above(prev.index, prev.term).unwrap_or(base);
             let stamp = self.follower_stamp(stamp.sent_at_ns);
             return self.send(from, Body::AppendRejected { prev, hint, stamp });
         }
+        let entries = self.within_room(entries);
+        let matched = prev.index + entries.len() as u64;
         self.take_entries(entries);
         self.note_match(matched);
         let known = if planted::is(Planted::CommitBeyondMatch) { self.log.last_index() } else { matched };
         self.commit_to(commit.min(known));
+    }
+
+    /// There is no room for further commands (the disk is full), or there is again.
+    ///
+    /// While full, a follower takes no command that it doesn't hold yet, nor what comes after it, and says so in its
+    /// acknowledgements. Leader's entries, membership changes and everything else go on: they are what
+    /// makes room. A leader's own proposals are its caller's to refuse.
+    pub fn set_full(&mut self, full: bool) {
+        self.full = full;
+    }
+
+    /// The entries that there is room for: while full, those before the first command that isn't here yet.
+    fn within_room(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
+        let is_new = |entry: &Entry| {
+            let Mark { term, index } = entry.mark;
+            index > self.log.base().index && self.log.term_at(index) != Some(term)
+        };
+        let needs_room = |entry: &Entry| entry.kind == EntryKind::Command && is_new(entry);
+        if self.full
+            && let Some(first) = entries.iter().position(needs_room)
+        {
+            entries.truncate(first);
+        }
+        entries
     }
 
     /// Appends what the log doesn't hold yet, replacing whatever conflicts.
@@ -200,7 +225,11 @@ impl Raft {
         follower.acked = matched;
         let echo_ns = follower.leader_sent_at_ns;
         let stamp = self.follower_stamp(echo_ns);
-        self.send(leader, Body::AppendAccepted { matched, stamp });
+        let body = match self.full {
+            true => Body::AppendRefused { matched, stamp },
+            false => Body::AppendAccepted { matched, stamp },
+        };
+        self.send(leader, body);
     }
 
     /// The leader lives. Its `commit` is never above what it knows to be durable here, so it needs

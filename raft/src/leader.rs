@@ -270,7 +270,8 @@ fn send_append(
     let to = if max_bytes.is_some() { view.log.last_index() } else { prev.index };
     let slice = view.log.slice(peer.next, to, max_bytes.unwrap_or(0));
     let mut entries = Vec::with_capacity(slice.len());
-    entries.extend(slice.cloned());
+    let is_full = peer.full_until.is_some();
+    entries.extend(slice.take_while(|entry| !is_full || entry.kind != EntryKind::Command).cloned());
     let sent = (prev.index + entries.len() as u64, entries.iter().map(Entry::size).sum());
     peer.told_commit = view.commit;
     peer.sent_at = view.now;
@@ -282,6 +283,9 @@ fn send_append(
 /// Sends one append, or asks for a snapshot, if nothing is outstanding.
 fn feed_probe(peer: &mut Progress, view: &View<'_>, outbox: &mut Outbox) {
     let Feed::Probe { sent_at: None, bare } = peer.feed else { return };
+    if peer.full_until.is_some_and(|until| view.now < until) {
+        return;
+    }
     let max_bytes = (!bare).then_some(view.config.append_bytes_max);
     if send_append(peer, max_bytes, view, outbox).is_some() {
         peer.feed = Feed::Probe { sent_at: Some(view.now), bare };
@@ -474,6 +478,17 @@ impl Raft {
         let has_more = peer.next <= last || peer.feed_state() != state;
         self.with_leader(|leader, _, _| leader.needs_flush |= has_more || leader.transfer.is_some());
         if advanced {
+            self.maybe_commit();
+        }
+    }
+
+    /// A follower has no room for commands. It gets none until it says otherwise, so that neither it nor
+    /// the network is flooded with what would be refused.
+    pub(crate) fn on_append_refused(&mut self, from: ReplicaId, matched: Index, stamp: FollowerStamp) {
+        let (now, pause) = (self.now, self.config.election_timeout_min_ns);
+        let Some(peer) = self.heard(from, stamp) else { return };
+        if peer.refused(matched, now, pause) {
+            self.with_leader(|leader, _, _| leader.needs_flush = true);
             self.maybe_commit();
         }
     }

@@ -84,6 +84,14 @@ pub enum Body {
         /// Lease and stale-read stamps.
         stamp: FollowerStamp,
     },
+    /// As `AppendAccepted`, but there is no room for more: the disk is full, and no commands are taken
+    /// ([`crate::Raft::set_full`]).
+    AppendRefused {
+        /// Last index that is both durable here and known to be the leader's.
+        matched: Index,
+        /// Lease and stale-read stamps.
+        stamp: FollowerStamp,
+    },
     /// `prev` of an append is not in the log.
     AppendRejected {
         /// The `prev` that was refused.

@@ -37,6 +37,8 @@ pub(crate) struct Progress {
     pub(crate) promised_until: Nanos,
     /// No snapshot transfer starts before this time (back-off after a failed one).
     pub(crate) snapshot_not_before: Nanos,
+    /// It has no room for commands; it is asked again from this time on, without any.
+    pub(crate) full_until: Option<Nanos>,
 }
 
 /// How a follower is fed, with what only that state has.
@@ -126,6 +128,7 @@ impl Progress {
             stamp_ns: 0,
             promised_until: 0,
             snapshot_not_before: 0,
+            full_until: None,
         }
     }
 
@@ -165,6 +168,7 @@ impl Progress {
     pub(crate) fn accepted(&mut self, matched: Index, first_index: Index, now: Nanos) -> bool {
         let advanced = matched > self.matched;
         self.matched = self.matched.max(matched);
+        self.full_until = None;
         match &mut self.feed {
             // An ack of something older than the probe says nothing about the probe.
             Feed::Probe { .. } if matched + 1 >= self.next => self.become_replicate(now),
@@ -181,6 +185,20 @@ impl Progress {
             Feed::Probe { .. } | Feed::Snapshot => {}
         }
         self.next = self.next.max(self.matched + 1);
+        advanced
+    }
+
+    /// The follower acknowledged `matched`, and has no room for commands: what was sent since is lost, and it is
+    /// asked again after `pause`, or at once if it gets on. Returns whether `matched` is news.
+    pub(crate) fn refused(&mut self, matched: Index, now: Nanos, pause: Nanos) -> bool {
+        let advanced = matched > self.matched;
+        self.matched = self.matched.max(matched);
+        if matches!(self.feed, Feed::Snapshot) {
+            self.next = self.next.max(self.matched + 1);
+        } else {
+            self.become_probe(self.matched + 1);
+        }
+        self.full_until = Some(if advanced { now } else { now.saturating_add(pause) });
         advanced
     }
 

@@ -93,6 +93,8 @@ pub struct Raft {
     pub(crate) quiet: bool,
     /// What this replica has promised to leaders.
     pub(crate) promise: Promise,
+    /// There is no room for commands: see [`Raft::set_full`].
+    pub(crate) full: bool,
     /// A snapshot that was handed out and isn't in place yet. Until it is, the log doesn't change.
     pub(crate) installing: Option<Installing>,
     pub(crate) outbox: Outbox,
@@ -167,6 +169,7 @@ impl Raft {
             wedged: false,
             quiet: false,
             promise: Promise::default(),
+            full: false,
             installing: None,
             outbox: Outbox::default(),
             announced: Leadership { term: hard_state.term, leader: None, is_self: false },
@@ -238,6 +241,7 @@ impl Raft {
                 self.on_append(from, prev, commit, entries, stamp)
             }
             Body::AppendAccepted { matched, stamp } => self.on_append_accepted(from, matched, stamp),
+            Body::AppendRefused { matched, stamp } => self.on_append_refused(from, matched, stamp),
             Body::AppendRejected { prev, hint, stamp } => self.on_append_rejected(from, prev, hint, stamp),
             Body::Heartbeat { commit, read_round, stamp } => {
                 self.on_heartbeat(from, commit, read_round, stamp)

@@ -74,7 +74,9 @@ impl Raft {
             }
             Body::InstallSnapshot { mark, membership, .. } => self.bad_snapshot(*mark, membership, term),
             Body::Quiesce { last } => self.bad_quiesce(*last, term),
-            Body::AppendAccepted { matched: index, .. } => self.beyond_log(term, *index),
+            Body::AppendAccepted { matched: index, .. } | Body::AppendRefused { matched: index, .. } => {
+                self.beyond_log(term, *index)
+            }
             Body::AppendRejected { prev, .. } => self.beyond_log(term, prev.index),
             Body::HeartbeatReply { read_round, .. } => self.unknown_round(term, *read_round),
             Body::PreVote { .. }
@@ -139,7 +141,7 @@ fn largest_number(body: &Body) -> u64 {
     match body {
         Body::PreVote { last } | Body::Vote { last, .. } | Body::Quiesce { last } => of(last),
         Body::Append { prev, commit, .. } => of(prev).max(*commit),
-        Body::AppendAccepted { matched, .. } => *matched,
+        Body::AppendAccepted { matched, .. } | Body::AppendRefused { matched, .. } => *matched,
         Body::AppendRejected { prev, hint, .. } => of(prev).max(of(hint)),
         Body::Heartbeat { commit, .. } => *commit,
         Body::ReadIndexReply { index, .. } => *index,

@@ -205,7 +205,8 @@ impl Victim {
                 let membership = sane.unwrap_or_else(|| Self::membership(random));
                 Body::InstallSnapshot { mark: self.mark(random), membership, stamp }
             }
-            13..16 => Body::AppendAccepted { matched: self.index(random), stamp: answer },
+            13..15 => Body::AppendAccepted { matched: self.index(random), stamp: answer },
+            15 => Body::AppendRefused { matched: self.index(random), stamp: answer },
             _ => {
                 let prev = self.mark(random);
                 let entries = self.entries(random, prev);

@@ -65,7 +65,7 @@ impl Script {
     fn run(&mut self, command: &str, words: Words) {
         match command {
             "campaign" | "timeout" | "propose" | "propose-size" | "read" | "transfer" | "wedge"
-            | "unwedge" => self.ask(command, words),
+            | "unwedge" | "full" | "roomy" => self.ask(command, words),
             "change" | "joint" | "leave" => self.change(command, words),
             "deliver" | "drop" | "repeat" | "partition" | "heal" | "net" => self.network(command, words),
             "auto-persist" | "auto-apply" | "persist" | "apply" => self.durability(command, words),
@@ -93,6 +93,10 @@ impl Script {
             }
             "wedge" | "unwedge" => self.cluster.with(node, |raft, now| {
                 raft.set_wedged(now, command == "wedge");
+                None
+            }),
+            "full" | "roomy" => self.cluster.with(node, |raft, _| {
+                raft.set_full(command == "full");
                 None
             }),
             "transfer" => {

@@ -229,6 +229,7 @@ impl MultiRaft {
         if !is_new {
             raft.owe_promise(self.now, self.promise_owed_ns);
         }
+        raft.set_full(self.refuses_proposals);
         let mut replica = Replica::new(&state, descriptor, raft, machine, self.boot_epoch);
         replica.refresh_routes(&self.peers);
         if writes_state {
@@ -346,9 +347,13 @@ impl MultiRaft {
 
     // --- operators and harnesses
 
-    /// While on, proposals are refused with `Busy(DiskFull)`; everything else goes on.
+    /// While on, proposals are refused with `Busy(DiskFull)`, as followers' commands are ([`Raft::set_full`]);
+    /// everything else goes on. O(shards of this core) when it changes.
     pub fn refuse_proposals(&mut self, on: bool) {
-        self.refuses_proposals = on;
+        if self.refuses_proposals != on {
+            self.refuses_proposals = on;
+            self.replicas.iter_mut().for_each(|replica| replica.raft.set_full(on));
+        }
     }
 
     /// The core's log can't be made durable for the time being, or can again. While wedged, the core doesn't

@@ -206,6 +206,9 @@ impl<'a> Columns<'a> {
             Row::ReadIndexReply { context, index } => {
                 Body::ReadIndexReply { context: context.to_native(), index: index.to_native() }
             }
+            Row::AppendRefused { matched, stamp } => {
+                Body::AppendRefused { matched: matched.to_native(), stamp: follower_stamp(stamp) }
+            }
             Row::ReadIndexRefused { context } => Body::ReadIndexRefused { context: context.to_native() },
             Row::InstallSnapshot { mark: at, lists, auto_leave, stamp } => Body::InstallSnapshot {
                 mark: mark(at),

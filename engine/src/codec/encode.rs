@@ -241,6 +241,9 @@ impl<'a> Gather<'a> {
             Body::ReadIndexReply { context, index } => {
                 WireBody::ReadIndexReply { context: *context, index: *index }
             }
+            Body::AppendRefused { matched, stamp } => {
+                WireBody::AppendRefused { matched: *matched, stamp: follower_stamp(*stamp) }
+            }
             Body::ReadIndexRefused { context } => WireBody::ReadIndexRefused { context: *context },
             Body::InstallSnapshot { mark, membership, stamp } => WireBody::InstallSnapshot {
                 mark: wire_mark(*mark),

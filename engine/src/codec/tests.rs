@@ -89,7 +89,7 @@ impl Prng {
     }
 
     fn body(&mut self, term: u64) -> Body {
-        match self.below(15) {
+        match self.below(16) {
             0 => Body::PreVote { last: self.mark() },
             1 => Body::PreVoteReply { granted: self.flag() },
             2 => Body::Vote { last: self.mark(), transfer: self.flag() },
@@ -117,6 +117,7 @@ impl Prng {
                 },
                 stamp: self.leader_stamp(),
             },
+            13 => Body::AppendRefused { matched: self.number(), stamp: self.follower_stamp() },
             12 => Body::ReadIndexRefused { context: self.number() },
             _ => self.append(term),
         }

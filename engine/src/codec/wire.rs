@@ -170,6 +170,10 @@ pub(super) enum WireBody {
     Quiesce {
         last: WireMark,
     },
+    AppendRefused {
+        matched: u64,
+        stamp: WireFollowerStamp,
+    },
 }
 
 #[derive(Archive, Serialize)]

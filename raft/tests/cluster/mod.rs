@@ -555,6 +555,7 @@ pub fn describe(message: &Message) -> String {
             format!("append prev={prev} commit={commit} [{}]", entries.join(" "))
         }
         Body::AppendAccepted { matched, .. } => format!("accepted {matched}"),
+        Body::AppendRefused { matched, .. } => format!("full after {matched}"),
         Body::AppendRejected { prev, hint, .. } => format!("rejected prev={prev} hint={hint}"),
         Body::Quiesce { last } => format!("quiesce last={last}"),
         Body::Heartbeat { commit, read_round, .. } => format!("heartbeat commit={commit} round={read_round}"),

@@ -152,6 +152,26 @@ fn a_wedged_leader_steps_down_and_its_callers_are_told() {
 }
 
 #[test]
+fn a_follower_on_a_full_disk_takes_no_commands_until_there_is_room() {
+    let mut cluster = one_shard();
+    let leader = cluster.await_leader(S1);
+    fill(&mut cluster, leader, 5);
+    cluster.run(100);
+    let [full, _] = others(leader);
+    cluster.nodes[full].multi.refuse_proposals(true);
+    let last = |cluster: &Cluster, node: usize| cluster.nodes[node].multi.status(S1).unwrap().last.index;
+    let before = last(&cluster, full);
+    fill(&mut cluster, leader, 20);
+    cluster.run(1000);
+    assert_eq!(last(&cluster, full), before, "it takes what it has no room for");
+    assert_eq!(cluster.leader_of(S1), Some(leader), "a full follower is led on");
+    cluster.nodes[full].multi.refuse_proposals(false);
+    cluster.run(500);
+    assert_eq!(last(&cluster, full), last(&cluster, leader));
+    cluster.assert_equal_states(S1);
+}
+
+#[test]
 fn overwritten_proposal_is_answered_overwritten() {
     let mut cluster = one_shard();
     let old = cluster.await_leader(S1);
