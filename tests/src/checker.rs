@@ -10,6 +10,7 @@ pub mod raft_safety;
 pub mod random_history;
 mod reductions;
 mod search;
+mod zones;
 
 use std::fmt;
 

@@ -96,7 +96,10 @@ pub fn check_texts(
     budget: u64,
     goes_on: &mut dyn FnMut(usize) -> bool,
 ) -> Verdict {
-    let prepared = prepare(operations, &mut texts);
+    let prepared = match prepare(operations, &mut texts) {
+        Ok(prepared) => prepared,
+        Err(evidence) => return Verdict::NotLinearizable { evidence },
+    };
     let mut search = Search::new(&prepared, texts, budget);
     loop {
         match search.run() {

@@ -32,7 +32,7 @@ impl Shape {
         let is_largest = random.percent(25);
         let operations = if is_largest { operations_max } else { random.between(1, operations_max) };
         let clients = if is_largest { clients_max } else { random.between(1, clients_max.into()) as u32 };
-        let keys = *random.pick(&[10, 30, 100]);
+        let keys = *random.pick(&[1, 5, 20, 100]);
         Self { operations, clients, keys, unknown_percent: *random.pick(&[0, 1, 5, 20]) }
     }
 }

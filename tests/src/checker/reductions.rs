@@ -1,10 +1,9 @@
 //! What makes the search of a history with unknown outcomes tractable.
 //!
 //! An operation without an answer may take effect at any time after its call, or never. Five
-//! reductions keep such histories tractable; each is exact, none guesses. Here, before the search:
-//! - a write comes before the first answer that saw its value if no other writes it, and what saw it
-//!   comes after its call: that narrows intervals, and gives an unanswered write whose value was seen a
-//!   bound, so that it becomes an ordinary operation;
+//! reductions keep such histories tractable; each is exact, none guesses. Before the search:
+//! - intervals shrink to what the values seen in between allow ([`crate::checker::zones`]), which also gives an
+//!   unanswered write whose value was seen a bound, so that it becomes an ordinary operation;
 //! - values that nobody ever saw or expected are all alike, and so are unanswered operations that
 //!   differ only in such a value: of these the earliest called is used first.
 //!
@@ -16,6 +15,7 @@
 
 use crate::checker::linearizability::Operation;
 use crate::checker::model::{Action, Texts, UNSEEN, Value};
+use crate::checker::zones::narrow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Operations in order of their calls, unanswered ones apart.
@@ -42,11 +42,11 @@ impl Repeated {
         let mut repeated = Self::default();
         for operation in operations {
             repeated.all |= matches!(operation.action, Action::Append(_));
-            if let Some((Some(value), _)) = written_at(operation)
-                && !written.insert(value)
-            {
-                repeated.values.insert(value);
-            }
+            let new = match operation.action {
+                Action::Write(new) | Action::Cas { new, .. } => new,
+                Action::Read(_) | Action::CasFailed { .. } | Action::Append(_) => None,
+            };
+            repeated.values.extend(new.filter(|value| !written.insert(*value)));
         }
         repeated
     }
@@ -56,66 +56,43 @@ impl Repeated {
     }
 }
 
-/// What somebody saw, with the first answer that says so, and what somebody expected.
-fn observations(operations: &[Operation]) -> (BTreeMap<u64, u64>, BTreeSet<u64>) {
-    let mut first_seen: BTreeMap<u64, u64> = BTreeMap::new();
-    let mut expected = BTreeSet::new();
-    for operation in operations {
-        let Operation { answered, action, .. } = *operation;
-        let saw = match action {
-            Action::Read(value) => value,
-            Action::Cas { expected: value, .. } => {
-                expected.extend(value);
-                value.filter(|_| answered.is_some())
-            }
-            Action::CasFailed { expected: value } => {
-                expected.extend(value);
-                None
-            }
-            Action::Write(_) | Action::Append(_) => None,
-        };
-        if let (Some(value), Some(answered)) = (saw, answered) {
-            let first = first_seen.entry(value).or_insert(answered);
-            *first = answered.min(*first);
-        }
-    }
-    (first_seen, expected)
+/// What somebody saw or expected.
+fn observations(operations: &[Operation]) -> BTreeSet<u64> {
+    let observed = operations.iter().filter_map(|operation| match operation.action {
+        Action::Read(value) => value.filter(|_| operation.answered.is_some()),
+        Action::Cas { expected, .. } | Action::CasFailed { expected } => expected,
+        Action::Write(_) | Action::Append(_) => None,
+    });
+    observed.collect()
 }
 
 /// Narrows intervals, makes alike what can't be told apart, and sets unanswered operations apart.
-pub(crate) fn prepare(operations: &[Operation], texts: &mut Texts) -> Prepared {
-    let (first_seen, expected) = observations(operations);
+///
+/// # Errors
+/// Why there can't be any order, if that is plain.
+pub(crate) fn prepare(operations: &[Operation], texts: &mut Texts) -> Result<Prepared, String> {
+    let observed = observations(operations);
     let repeated = Repeated::of(operations);
+    let mut operations = operations.to_vec();
     if repeated.all {
-        first_seen.keys().chain(&expected).for_each(|number| texts.observe(Some(*number)));
+        observed.iter().for_each(|number| texts.observe(Some(*number)));
+    } else {
+        narrow(&mut operations, &repeated.values)?;
     }
     let is_observed = |number: u64| match repeated.all {
         true => texts.leads_to_observed(number),
-        false => first_seen.contains_key(&number) || expected.contains(&number),
+        false => observed.contains(&number),
     };
     let canonical = |value: Value| if value.is_none_or(is_observed) { value } else { UNSEEN };
-    let called_at: BTreeMap<Value, u64> = operations.iter().filter_map(written_at).collect();
-    let once = |value: Value| value.filter(|number| !repeated.contains(*number));
     let mut prepared =
         Prepared { answered: Vec::new(), unanswered: Vec::new(), repeated: Repeated::default() };
     let mut groups: BTreeMap<(u8, Value, Value), Vec<Operation>> = BTreeMap::new();
-    for operation in operations {
-        let mut operation = *operation;
-        if let Action::Read(seen) | Action::Cas { expected: seen, .. } = operation.action
-            && let seen @ Some(_) = once(seen)
-        {
-            let written = called_at.get(&seen).copied().unwrap_or(0);
-            if operation.answered.is_none_or(|answered| written <= answered) {
-                operation.called = operation.called.max(written);
-            }
-        }
+    for mut operation in operations {
         let new = match &mut operation.action {
             Action::Write(new) | Action::Cas { new, .. } => Some(new),
             Action::Read(_) | Action::CasFailed { .. } | Action::Append(_) => None,
         };
         if let Some(new) = new {
-            let bound = once(*new).and_then(|value| first_seen.get(&value));
-            operation.answered = operation.answered.into_iter().chain(bound.copied()).min();
             *new = canonical(*new);
         }
         match (operation.answered, operation.action) {
@@ -134,7 +111,7 @@ pub(crate) fn prepare(operations: &[Operation], texts: &mut Texts) -> Prepared {
     prepared.unanswered = groups.into_values().collect();
     prepared.repeated = repeated;
     prepared.unanswered.iter_mut().for_each(|group| group.sort_by_key(|operation| operation.called));
-    prepared
+    Ok(prepared)
 }
 
 /// The value that an answered operation must see, if it isn't absence.
@@ -142,15 +119,5 @@ pub(crate) fn seen_by(action: Action) -> Option<u64> {
     match action {
         Action::Read(seen) | Action::Cas { expected: seen, .. } => seen,
         Action::Write(_) | Action::CasFailed { .. } | Action::Append(_) => None,
-    }
-}
-
-/// The value that an operation writes, if it isn't absence, and when it was called.
-fn written_at(operation: &Operation) -> Option<(Value, u64)> {
-    match operation.action {
-        Action::Write(new @ Some(_)) | Action::Cas { new: new @ Some(_), .. } => {
-            Some((new, operation.called))
-        }
-        _ => None,
     }
 }
