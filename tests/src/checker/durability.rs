@@ -209,3 +209,106 @@ fn agree(shard: ShardId, sent: &Sent, executed: &[Outcome]) -> Result<(), Violat
     );
     Err(Violation::new(property, detail))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::raft_safety::View;
+    use bytes::Bytes;
+    use floe_raft::{Entry, Mark};
+    use floe_shard::NodeId;
+
+    const SHARD: ShardId = ShardId(1);
+
+    fn put(value: u64) -> Intent {
+        Intent { key: 1, condition: Condition::None, value: Some(value) }
+    }
+
+    /// A history in which these commands are committed, in this order.
+    fn committed(commands: &[&'static str]) -> RaftSafety {
+        let last = commands.len() as u64;
+        let term_at = |index: Index| Some(u64::from(index > 0));
+        let entries = |from: Index, to: Index| {
+            let entry = |index: Index| {
+                let data = Bytes::from_static(commands[index as usize - 1].as_bytes());
+                Entry { mark: Mark::new(1, index), kind: EntryKind::Command, version: 1, data }
+            };
+            (from..=to).map(entry).collect()
+        };
+        let mut history = RaftSafety::default();
+        let view = View {
+            term: 1,
+            is_leader: true,
+            commit: last,
+            state: (Mark::ZERO, 0),
+            first: 1,
+            last: Mark::new(1, last),
+            term_at: &term_at,
+            entries: &entries,
+        };
+        history.observe(NodeId(1), SHARD, &view).expect("a sound replica");
+        history
+    }
+
+    /// One client sends commands, each with what came back; what breaks when they are judged.
+    fn broken(commands: &[&'static str], sent: &[(&str, Intent, Outcome)]) -> Option<&'static str> {
+        let history = committed(commands);
+        let mut durability = Durability::default();
+        let mut judge = || {
+            for (command, intent, outcome) in sent {
+                let number = durability.sent(SHARD, command.as_bytes(), *intent);
+                durability.answered(SHARD, number, *outcome, &history)?;
+            }
+            durability.replay(SHARD, &history)
+        };
+        judge().err().map(|violation| violation.property)
+    }
+
+    #[test]
+    fn what_clients_learned_fits_with_what_is_committed() {
+        let other = Intent { condition: Condition::Absent, ..put(2) };
+        let sent = [
+            ("a", put(1), Outcome::Written(1)),
+            ("b", other, Outcome::ConditionFailed),
+            ("c", put(3), Outcome::Unknown),
+        ];
+        assert_eq!(broken(&["a", "b"], &sent), None, "the last one never happened");
+        assert_eq!(broken(&["a", "b", "c"], &sent), None, "or it did");
+    }
+
+    #[test]
+    fn an_acknowledged_write_that_is_not_committed_is_lost() {
+        let sent = [("a", put(1), Outcome::Written(1)), ("b", put(2), Outcome::Written(2))];
+        assert_eq!(broken(&["a"], &sent), Some("durability"), "nothing is there");
+        assert_eq!(broken(&["b", "a"], &sent), Some("durability"), "others are there");
+    }
+
+    #[test]
+    fn a_command_that_is_committed_twice_is_found() {
+        assert_eq!(broken(&["a", "a"], &[("a", put(1), Outcome::Written(1))]), Some("applied twice"));
+        assert_eq!(broken(&["a", "a"], &[("a", put(1), Outcome::Unknown)]), Some("applied twice"));
+    }
+
+    #[test]
+    fn a_refused_command_that_is_applied_is_found() {
+        assert_eq!(broken(&["a"], &[("a", put(1), Outcome::Refused)]), Some("refused but applied"));
+    }
+
+    #[test]
+    fn a_command_that_nobody_sent_is_found() {
+        assert_eq!(broken(&["a"], &[]), Some("invented command"));
+    }
+
+    #[test]
+    fn a_condition_that_is_answered_wrongly_is_found() {
+        let absent = |value| Intent { condition: Condition::Absent, ..put(value) };
+        let first = ("a", absent(1), Outcome::Written(1));
+        assert_eq!(broken(&["a", "b"], &[first, ("b", absent(2), Outcome::ConditionFailed)]), None);
+        assert_eq!(broken(&["a", "b"], &[first, ("b", absent(2), Outcome::Written(2))]), Some("durability"));
+        let version = |index, value| Intent { condition: Condition::Version(index), ..put(value) };
+        assert_eq!(
+            broken(&["a", "b"], &[first, ("b", version(1, 2), Outcome::ConditionFailed)]),
+            Some("durability")
+        );
+    }
+}

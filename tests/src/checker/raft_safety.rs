@@ -58,7 +58,21 @@ struct Shard {
     entries: BTreeMap<(Index, Term), Known>,
     committed: BTreeMap<Index, Committed>,
     states: BTreeMap<Mark, u64>,
-    leaders: BTreeMap<Term, NodeId>,
+    /// Who led each term, and where its log ended when that was seen first.
+    leaders: BTreeMap<Term, (NodeId, Mark)>,
+}
+
+impl Shard {
+    /// The term of the entry at `index` in every log that holds the entry `end`, at or after it. Follows the
+    /// entries back one by one; `None` if there is none.
+    fn term_before(&self, end: Mark, index: Index) -> Option<Term> {
+        let mut at = end;
+        while at.index > index {
+            let entry = self.entries.get(&(at.index, at.term))?;
+            at = Mark::new(entry.term_before, at.index - 1);
+        }
+        (at.index == index).then_some(at.term)
+    }
 }
 
 /// What a replica's log was when it was last looked at, and what must not go back.
@@ -292,13 +306,32 @@ impl Look<'_> {
                 return Err(self.broken("log matching", format!("entry {index}@{term} was never in a log")));
             };
             let new = Committed { term, hash: entry.hash, seen_in: view.term };
-            let known = self.history.committed.entry(index).or_insert(new);
-            known.seen_in = known.seen_in.min(view.term);
-            let known = *known;
+            let known =
+                *self.history.committed.get(&index).unwrap_or(&Committed { seen_in: Term::MAX, ..new });
             if (known.term, known.hash) != (new.term, new.hash) {
                 return Err(self.broken(
                     "state machine safety",
                     format!("{index}@{term} is committed, but {index}@{} was before", known.term),
+                ));
+            }
+            if new.seen_in < known.seen_in {
+                self.history.committed.insert(index, new);
+                self.later_leaders_have(index, term)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leader Completeness, for a commit that becomes known when a later term has its leader already.
+    fn later_leaders_have(&self, index: Index, term: Term) -> Result<(), Violation> {
+        for (&later, &(leader, end)) in self.history.leaders.range(self.view.term + 1..) {
+            if self.history.term_before(end, index) != Some(term) {
+                return Err(self.broken(
+                    "leader completeness",
+                    format!(
+                        "{index}@{term} is committed in term {}, but {leader} leads term {later} with a log to {end} without it",
+                        self.view.term
+                    ),
                 ));
             }
         }
@@ -350,7 +383,7 @@ impl Look<'_> {
             return Ok(());
         }
         let first_seen = !self.history.leaders.contains_key(&view.term);
-        let leader = *self.history.leaders.entry(view.term).or_insert(self.node);
+        let (leader, _) = *self.history.leaders.entry(view.term).or_insert((self.node, view.last));
         if leader != self.node {
             return Err(self.broken("election safety", format!("{leader} leads term {} already", view.term)));
         }
@@ -461,6 +494,15 @@ mod tests {
         let late = Fake::new(1, 0, &LOG[..2]).leading();
         late.observe(&mut checker, 3).expect("a late leader of an older term is no contradiction");
         assert_eq!(Fake::new(4, 0, &LOG[..2]).leading().observe(&mut checker, 2), Err("leader completeness"));
+    }
+
+    #[test]
+    fn a_commit_that_a_later_leader_lacks_breaks_leader_completeness() {
+        let mut checker = RaftSafety::default();
+        Fake::new(2, 0, LOG).leading().observe(&mut checker, 1).unwrap();
+        Fake::new(4, 0, &[LOG[0], LOG[1], (4, "x")]).leading().observe(&mut checker, 2).unwrap();
+        Fake::new(2, 2, LOG).leading().observe(&mut checker, 1).expect("both have this");
+        assert_eq!(Fake::new(2, 3, LOG).leading().observe(&mut checker, 1), Err("leader completeness"));
     }
 
     #[test]
