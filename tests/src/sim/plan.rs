@@ -175,8 +175,12 @@ impl Plan {
         // Few kinds at a time show what many would hide, and the other way round.
         let share = *random.pick(&[8, 20, 45]);
         let mut kinds: Vec<_> = FaultKind::ALL.into_iter().filter(|_| random.percent(share)).collect();
-        if random.percent(15) && !kinds.contains(&FaultKind::NewLeader) {
-            kinds.push(FaultKind::NewLeader);
+        // Some seeds are about elections alone: among two dozen kinds, what takes three leaders in a row is rare.
+        let is_about_elections = random.percent(25);
+        if is_about_elections {
+            kinds = vec![FaultKind::NewLeader];
+            let others = [FaultKind::IsolateLeader, FaultKind::Kill, FaultKind::Partition, FaultKind::OneWay];
+            kinds.extend(others.into_iter().filter(|_| random.percent(50)));
         }
         if kinds.is_empty() {
             kinds.push(*random.pick(&FaultKind::ALL));
@@ -200,7 +204,7 @@ impl Plan {
         plan.shard.dump_chunk_bytes = *random.pick(&[4 << 10, 64 << 10]);
         plan.shard.raft.append_bytes_max = *random.pick(&[1, 1 << 10, 1 << 20]);
         plan.shard.raft.inflight_messages_max = *random.pick(&[1, 1, 4, 64]);
-        if plan.faults.iter().any(|(kind, _)| *kind == FaultKind::NewLeader) && random.percent(40) {
+        if is_about_elections && random.percent(60) {
             // A new leader that commits what older ones left, entry by entry, and is struck meanwhile.
             plan.shard.raft.append_bytes_max = 1;
             plan.shard.raft.inflight_messages_max = 1;
