@@ -157,14 +157,15 @@ pub fn parse_frame(
     Ok(items)
 }
 
+/// How many shards a report of damage names at most.
+const SHARDS_NAMED_MAX: usize = 64;
+
 /// The shards named from a damaged record on; a best effort for the report, capped.
 pub(super) fn claimed_shards(mut bytes: &[u8]) -> Vec<ShardId> {
     let mut shards = Vec::new();
     while let Some(len) = record::claimed_len(bytes) {
-        let shard = record::claimed_shard(bytes);
-        if !shards.contains(&shard) && shards.len() < 64 {
-            shards.push(shard);
-        }
+        let shard = record::claimed_shard(bytes).filter(|shard| !shards.contains(shard));
+        shards.extend(shard.filter(|_| shards.len() < SHARDS_NAMED_MAX));
         bytes = &bytes[len..];
     }
     shards

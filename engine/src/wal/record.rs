@@ -242,8 +242,14 @@ pub(super) fn claimed_len(bytes: &[u8]) -> Option<usize> {
     (len >= RECORD_HEAD && len.is_multiple_of(8) && len <= bytes.len()).then_some(len)
 }
 
-/// The shard that a record names. Only as trustworthy as the record.
-pub(super) fn claimed_shard(bytes: &[u8]) -> ShardId {
+/// The shard that a record names, if it is about one and not about its whole stream. Only as trustworthy as
+/// the record.
+pub(super) fn claimed_shard(bytes: &[u8]) -> Option<ShardId> {
+    let is_of_a_shard = !matches!(bytes[4], kind::SEAL | kind::PROMISE);
+    is_of_a_shard.then(|| shard_field(bytes))
+}
+
+fn shard_field(bytes: &[u8]) -> ShardId {
     ShardId(u64_at(bytes, 16))
 }
 
@@ -262,7 +268,7 @@ pub fn parse_item(bytes: &[u8], seed: u64) -> Result<(Item, u32, usize), RecordF
 }
 
 fn parse_sound(bytes: &[u8]) -> Result<Item, RecordFault> {
-    let shard = claimed_shard(bytes);
+    let shard = shard_field(bytes);
     let mark = Mark::new(u64_at(bytes, 40), u64_at(bytes, 32));
     let body = &bytes[RECORD_HEAD..];
     let record = match bytes[4] {

@@ -224,13 +224,16 @@ mod tests {
         Intent { key: 1, condition: Condition::None, value: Some(value) }
     }
 
+    /// Where the first command of a shard stands.
+    const FIRST: Index = FOUNDED_AT.index + 1;
+
     /// A history in which these commands are committed, in this order.
     fn committed(commands: &[&'static str]) -> RaftSafety {
-        let last = commands.len() as u64;
-        let term_at = |index: Index| Some(u64::from(index > 0));
+        let last = FOUNDED_AT.index + commands.len() as u64;
+        let term_at = |index: Index| Some(u64::from(index >= FIRST));
         let entries = |from: Index, to: Index| {
             let entry = |index: Index| {
-                let data = Bytes::from_static(commands[index as usize - 1].as_bytes());
+                let data = Bytes::from_static(commands[(index - FIRST) as usize].as_bytes());
                 Entry { mark: Mark::new(1, index), kind: EntryKind::Command, version: 1, data }
             };
             (from..=to).map(entry).collect()
@@ -240,8 +243,8 @@ mod tests {
             term: 1,
             is_leader: true,
             commit: last,
-            state: (Mark::ZERO, 0),
-            first: 1,
+            state: (FOUNDED_AT, 0),
+            first: FIRST,
             last: Mark::new(1, last),
             term_at: &term_at,
             entries: &entries,
@@ -268,7 +271,7 @@ mod tests {
     fn what_clients_learned_fits_with_what_is_committed() {
         let other = Intent { condition: Condition::Absent, ..put(2) };
         let sent = [
-            ("a", put(1), Outcome::Written(1)),
+            ("a", put(1), Outcome::Written(FIRST)),
             ("b", other, Outcome::ConditionFailed),
             ("c", put(3), Outcome::Unknown),
         ];
@@ -278,14 +281,14 @@ mod tests {
 
     #[test]
     fn an_acknowledged_write_that_is_not_committed_is_lost() {
-        let sent = [("a", put(1), Outcome::Written(1)), ("b", put(2), Outcome::Written(2))];
+        let sent = [("a", put(1), Outcome::Written(FIRST)), ("b", put(2), Outcome::Written(FIRST + 1))];
         assert_eq!(broken(&["a"], &sent), Some("durability"), "nothing is there");
         assert_eq!(broken(&["b", "a"], &sent), Some("durability"), "others are there");
     }
 
     #[test]
     fn a_command_that_is_committed_twice_is_found() {
-        assert_eq!(broken(&["a", "a"], &[("a", put(1), Outcome::Written(1))]), Some("applied twice"));
+        assert_eq!(broken(&["a", "a"], &[("a", put(1), Outcome::Written(FIRST))]), Some("applied twice"));
         assert_eq!(broken(&["a", "a"], &[("a", put(1), Outcome::Unknown)]), Some("applied twice"));
     }
 
@@ -302,12 +305,15 @@ mod tests {
     #[test]
     fn a_condition_that_is_answered_wrongly_is_found() {
         let absent = |value| Intent { condition: Condition::Absent, ..put(value) };
-        let first = ("a", absent(1), Outcome::Written(1));
+        let first = ("a", absent(1), Outcome::Written(FIRST));
         assert_eq!(broken(&["a", "b"], &[first, ("b", absent(2), Outcome::ConditionFailed)]), None);
-        assert_eq!(broken(&["a", "b"], &[first, ("b", absent(2), Outcome::Written(2))]), Some("durability"));
+        assert_eq!(
+            broken(&["a", "b"], &[first, ("b", absent(2), Outcome::Written(FIRST + 1))]),
+            Some("durability")
+        );
         let version = |index, value| Intent { condition: Condition::Version(index), ..put(value) };
         assert_eq!(
-            broken(&["a", "b"], &[first, ("b", version(1, 2), Outcome::ConditionFailed)]),
+            broken(&["a", "b"], &[first, ("b", version(FIRST, 2), Outcome::ConditionFailed)]),
             Some("durability")
         );
     }

@@ -53,7 +53,7 @@ fn only_the_chosen_faults_strike() {
             .as_object()
             .expect("by kind")
             .values()
-            .filter_map(serde_json::Value::as_u64)
+            .filter_map(|hits| hits["strikes"].as_u64())
             .sum::<u64>()
     };
     assert_eq!((report("none"), report("0,1")), (0, 2));
