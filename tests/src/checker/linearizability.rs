@@ -5,8 +5,8 @@
 //! took effect, resulting value) that was seen. Linearizability is local (Herlihy & Wing 1990), so a
 //! history of many keys is checked key by key ([`check_keys`]).
 //!
-//! What keeps histories with unknown outcomes tractable is in [`crate::checker::reductions`]; the search itself
-//! in [`crate::checker::search`].
+//! What keeps histories with unknown outcomes tractable is in `reductions.rs`; the search itself
+//! in `search.rs`.
 //!
 //! The search is bounded by a budget of steps. Out of budget is [`Verdict::Unknown`], which is *not* a pass.
 
