@@ -1,12 +1,14 @@
 //! Which request waits for which mark.
 //!
 //! A proposal is settled when an entry is *applied* at its index: with its own mark it has happened, with
-//! another it surely hasn't and never will. Nothing earlier settles it: after a lost leadership
-//! its entry may still come back through a later leader's log and be committed. So one replica may hold
-//! several proposals of different terms at one index; at most one of them comes true.
+//! another it surely hasn't and never will. Or when one of a later term is applied before its index: terms
+//! never fall along a log, and every later leader's log holds what was committed (paper §5.4.3). Nothing
+//! else settles it: after a lost leadership its entry may still come back through a later leader's log and
+//! be committed. So one replica may hold several proposals of different terms at one index; at most one of
+//! them comes true.
 
 use crate::request::RequestId;
-use floe_raft::{Index, Mark, Planted, is_planted};
+use floe_raft::{Index, Mark, Planted, Term, is_planted};
 use std::collections::VecDeque;
 
 /// What came of a proposal.
@@ -24,6 +26,8 @@ pub(crate) enum Fate {
 #[derive(Default)]
 pub(crate) struct Proposals {
     waiting: VecDeque<(Mark, RequestId)>,
+    /// No proposal of an earlier term waits any more.
+    settled_before: Term,
 }
 
 impl Proposals {
@@ -40,11 +44,25 @@ impl Proposals {
 
     /// An entry was applied: the next proposal that this settles. Call until `None`.
     pub(crate) fn settle(&mut self, applied: Mark) -> Option<(RequestId, Fate)> {
-        let &(mark, id) = self.waiting.front().filter(|(mark, _)| mark.index <= applied.index)?;
+        let Some(&(mark, id)) = self.waiting.front().filter(|(mark, _)| mark.index <= applied.index) else {
+            return self.settle_older_term(applied.term).map(|id| (id, Fate::Overwritten));
+        };
         self.waiting.pop_front();
         assert!(mark.index == applied.index, "proposal {mark} was passed over, {applied} is applied");
         let is_own = mark == applied || is_planted(Planted::AnswerByIndex);
         Some((id, if is_own { Fate::Applied } else { Fate::Overwritten }))
+    }
+
+    /// Looks through what waits once per term.
+    fn settle_older_term(&mut self, term: Term) -> Option<RequestId> {
+        if term <= self.settled_before {
+            return None;
+        }
+        let older = self.waiting.iter().position(|(mark, _)| mark.term < term);
+        if older.is_none() {
+            self.settled_before = term;
+        }
+        self.waiting.remove(older?).map(|(_, id)| id)
     }
 
     /// The state jumped to `to`: the next proposal that was passed over. Call until `None`.
@@ -67,25 +85,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_two_terms_at_one_index_the_applied_one_comes_true() {
+    fn what_a_later_term_replaced_is_settled_without_waiting_for_its_index() {
         let mut proposals = Proposals::default();
-        for (term, index) in [(2, 9), (2, 10), (2, 11), (5, 10), (5, 11)] {
+        for (term, index) in [(2, 9), (2, 10), (2, 11), (2, 12), (5, 10), (5, 11)] {
             proposals.push(Mark::new(term, index), RequestId(term * 100 + index));
         }
-        let mut settled = Vec::new();
-        for applied in [Mark::new(2, 9), Mark::new(5, 10), Mark::new(2, 11)] {
-            while let Some((id, fate)) = proposals.settle(applied) {
-                settled.push((id.0, fate));
-            }
-        }
-        let expected = [
-            (209, Fate::Applied),
-            (210, Fate::Overwritten),
-            (510, Fate::Applied),
-            (211, Fate::Applied),
-            (511, Fate::Overwritten),
-        ];
-        assert_eq!(settled, expected);
+        let mut settle = |applied| {
+            let settled = std::iter::from_fn(|| proposals.settle(applied));
+            settled.map(|(id, fate)| (id.0, fate)).collect::<Vec<_>>()
+        };
+        assert_eq!(settle(Mark::new(2, 9)), [(209, Fate::Applied)]);
+        let replaced = [210, 211, 212].map(|id| (id, Fate::Overwritten));
+        let mut at_10 = settle(Mark::new(5, 10));
+        at_10.sort_unstable_by_key(|(id, _)| *id);
+        assert_eq!(at_10, [&replaced[..], &[(510, Fate::Applied)]].concat());
+        assert_eq!(settle(Mark::new(5, 11)), [(511, Fate::Applied)]);
         assert_eq!(proposals.len(), 0);
     }
 }
