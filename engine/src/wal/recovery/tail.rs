@@ -112,8 +112,9 @@ impl Recovery {
         }
         let first = &self.found[run.files[0]].file;
         if self.oldest < first.id {
-            let file = segment_path(&self.dir, self.oldest.max(1));
-            let reason = "the segment, or one after it, is missing or has no sound header";
+            // What broke the chain of segments stands right before its sound part.
+            let file = segment_path(&self.dir, (first.id - 1).max(1));
+            let reason = "the segment is missing, or has no sound header";
             return Err(RecoveryError::Corruption { file, offset: 0, seq: 0, shards: Vec::new(), reason });
         }
         let shards = self.replay.orphans();
