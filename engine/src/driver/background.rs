@@ -226,7 +226,12 @@ fn list(dir: &Path) -> Result<Vec<DirEntry>, DiskError> {
     let mut entries = Vec::new();
     for entry in found {
         let entry = entry.map_err(fail)?;
-        let metadata = entry.metadata().map_err(fail)?;
+        let metadata = match entry.metadata() {
+            Ok(metadata) => metadata,
+            // Removed since the directory was read (another core's trial file, say): it isn't there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(fail(error)),
+        };
         let is_dir = metadata.is_dir();
         entries.push(DirEntry {
             name: entry.file_name().to_string_lossy().into_owned(),
