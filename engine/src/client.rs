@@ -300,7 +300,7 @@ impl Client {
             Answer::Done => Ok(()),
             Answer::Refused(refusal) => Err(WriteError::from_refusal(refusal)),
             Answer::Unknown(reason) => Err(WriteError::OutcomeUnknown(reason)),
-            answer => Err(WriteError::Unavailable(format!("an answer of the wrong kind: {answer:?}"))),
+            _ => Err(WriteError::OutcomeUnknown(UnknownReason::BadAnswer)),
         }
     }
 
