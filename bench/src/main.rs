@@ -10,12 +10,14 @@
 //! - [`members`]: the cluster's nodes, embedded in this process;
 //! - [`phase`]: runs all callers for a while and measures around them;
 //! - [`soak`]: whether memory and log space stay bounded;
+//! - [`allocator`]: the allocator and its options;
 //! - [`floor`], [`usage`], [`machine`]: what disk, network, processor and machine are worth;
 //! - [`report`]: the table and the JSON.
 //!
 //! Exit status: 0 = measured and everything was there; 1 = something acknowledged was lost or a
 //! value was wrong, or memory or log space grew without end; 2 = it couldn't be measured.
 
+mod allocator;
 mod caller;
 mod cluster;
 mod error;
@@ -37,17 +39,13 @@ use clap::Parser;
 use options::{Benchmark, Cli};
 use std::process::ExitCode;
 
-/// What an embedder who cares for speed would choose: requests are allocated on callers' threads and
-/// freed on cores, which the system's allocator handles slowly.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Something acknowledged was lost, a value was wrong, or something grew without end.
 const EXIT_UNSOUND: u8 = 1;
 /// The measurement couldn't be made.
 const EXIT_FAILED: u8 = 2;
 
 fn main() -> ExitCode {
+    allocator::configure();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

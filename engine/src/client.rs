@@ -18,6 +18,7 @@ use floe_shard::request::{
 use floe_shard::{
     CommandError, KEY_BYTES_MAX, NodeId, ShardId, ShardMap, WriteBatch, encode, encode_delete, encode_put,
 };
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -124,6 +125,20 @@ impl<T, E> Call<T, E> {
     }
 }
 
+/// Calls of one thread that may be ready at once before one of them lets the executor's other tasks run.
+const READY_MAX: u32 = 32;
+
+/// Whether a call that could be ready should let others go first. A task that awaits one such call after the
+/// other never returns to its executor otherwise, and tasks that wait for a core are never polled.
+fn others_are_due() -> bool {
+    thread_local!(static READY: Cell<u32> = const { Cell::new(0) });
+    READY.with(|ready| {
+        let due = ready.get() >= READY_MAX;
+        ready.set(if due { 0 } else { ready.get() + 1 });
+        due
+    })
+}
+
 impl<T: Unpin, E: Unpin> Future for Call<T, E> {
     type Output = Result<T, E>;
 
@@ -131,6 +146,10 @@ impl<T: Unpin, E: Unpin> Future for Call<T, E> {
         let decide = self.decide;
         if let State::Waits(wait) = &mut self.state {
             return Pin::new(wait).poll(context).map(decide);
+        }
+        if others_are_due() {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
         }
         match std::mem::replace(&mut self.state, State::Taken) {
             State::Known(outcome) => Poll::Ready(outcome),
@@ -510,10 +529,36 @@ fn successor(key: &[u8]) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::Wake;
 
     fn row(key: &'static str) -> Row {
         let value = Versioned { version: 1, value: Bytes::new() };
         Row { key: Bytes::from_static(key.as_bytes()), value }
+    }
+
+    #[test]
+    fn calls_that_are_ready_at_once_let_the_executors_other_tasks_run() {
+        struct Woken(AtomicU32);
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let woken = Arc::new(Woken(AtomicU32::new(0)));
+        let waker = woken.clone().into();
+        let mut context = Context::from_waker(&waker);
+        let mut waits = 0;
+        for answer in 0..10 * (READY_MAX + 1) {
+            let mut call = Call::<u32, ReadError>::known(answer, |_| unreachable!("nobody was asked"));
+            while let outcome = Pin::new(&mut call).poll(&mut context)
+                && outcome != Poll::Ready(Ok(answer))
+            {
+                waits += 1;
+                assert_eq!(woken.0.load(Ordering::Relaxed), waits, "who waits for nobody wakes itself");
+            }
+        }
+        assert!((9..=11).contains(&waits), "every {READY_MAX} calls, not {waits} times");
     }
 
     #[test]
