@@ -1,7 +1,8 @@
 //! `floe-bench`: measures Floe, and verifies every value that it wrote while measuring.
 //!
 //! Each benchmark is one file with a `run`; [`cluster`] is the one that runs without arguments, [`raft`]
-//! measures the consensus core alone. The parts that benchmarks share:
+//! measures the consensus core alone, [`lsm`] the library that the durable store keeps its tables in. The
+//! parts that benchmarks share:
 //!
 //! - [`options`]: the command line;
 //! - [`workload`]: keys, values, and what a key may hold ([`workload::KeyState`]);
@@ -23,6 +24,7 @@ mod cluster;
 mod error;
 mod executor;
 mod floor;
+mod lsm;
 mod machine;
 mod members;
 mod options;
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
     let measured = match Cli::parse().benchmark() {
         Benchmark::Cluster(options) => cluster::run(&options),
         Benchmark::Raft(options) => raft::run(&options),
+        Benchmark::Lsm(options) => lsm::run(&options),
     };
     match measured {
         Ok(true) => ExitCode::SUCCESS,

@@ -14,6 +14,7 @@ Examples:
   floe-bench cluster --mode open --rate 50000   latency at a given load, without coordinated omission
   floe-bench cluster --route any                two of three requests are forwarded to the leader
   floe-bench raft                               the consensus core alone, in memory
+  floe-bench lsm                                reads of one hot shard's tables while it flushes
   floe-bench cluster --soak --phases put --seconds 600  memory and log space over ten minutes of puts
   floe-bench cluster --json run.json            the figures as JSON, with machine, commit and command
 
@@ -45,6 +46,31 @@ pub enum Benchmark {
     Cluster(Box<ClusterOptions>),
     /// The consensus core alone: three replicas in memory, entries per CPU-second
     Raft(RaftOptions),
+    /// The library below the durable store: how long reads wait while one hot shard flushes
+    Lsm(LsmOptions),
+}
+
+/// What `lsm` runs with.
+#[derive(Args, Clone, Debug)]
+pub struct LsmOptions {
+    /// Different keys; all are there from the start
+    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub keys: u32,
+    /// Bytes of a value; keys have 16 bytes
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(0..=1 << 16))]
+    pub payload: u32,
+    /// Rows of one flush
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub flush_rows: u32,
+    /// Length of each of the two parts
+    #[arg(long, default_value = "10", value_parser = positive)]
+    pub seconds: f64,
+    /// Write the figures to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Directory for the data [default: .]
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
 }
 
 /// What `raft` runs with.

@@ -77,6 +77,15 @@ fn a_soak_samples_memory_and_logs_and_says_whether_they_are_bounded() {
 }
 
 #[test]
+fn reads_of_a_flushing_tree_find_every_key_in_both_ways() {
+    let (ok, text) = run(&["lsm", "--keys", "2000", "--flush-rows", "200", "--seconds", "0.3"]);
+    assert!(ok, "{text}");
+    for line in ["flushing: tree's get", "flushing: tables' get", "one ingestion"] {
+        assert!(text.contains(line), "{text}");
+    }
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused_with_a_reason() {
     let (ok, text) = run(&["cluster", "--nodes", "0"]);
     assert!(!ok);
