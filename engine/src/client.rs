@@ -365,7 +365,7 @@ impl Client {
 
     /// A linearizable get on this thread; `None` = ask the core. The clock comes after the load.
     fn get_here(&self, key: &[u8]) -> Option<Option<Versioned>> {
-        if key.is_empty() || self.consistency != Consistency::Linearizable {
+        if key.is_empty() || !self.consistency.is_linearizable() {
             return None;
         }
         let Descriptor { shard, epoch, .. } = self.locate(key);
@@ -375,7 +375,7 @@ impl Client {
 
     /// A page of a linearizable scan on this thread; `None` = ask the core.
     fn scan_here(&self, descriptor: &Descriptor, query: &Query) -> Option<Answer> {
-        if self.consistency != Consistency::Linearizable {
+        if !self.consistency.is_linearizable() {
             return None;
         }
         let open = self.shared.cells.load(descriptor.shard)?;

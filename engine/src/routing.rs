@@ -94,6 +94,12 @@ impl Running {
         }
         let is_local = matches!(pending.origin, Origin::Local(_));
         match answer {
+            // Its replica finds a leader to ask, or the one that it asked answers, before long.
+            Answer::Refused(Refusal::NotLeader { .. })
+                if is_local && pending.request.is_for_local_replica() =>
+            {
+                self.park(id);
+            }
             Answer::Refused(Refusal::NotLeader { leader }) if is_local => self.forward(now, id, leader),
             Answer::Refused(Refusal::NoSuchShard { shard }) if is_local => {
                 match self.member_of(shard, now) {

@@ -27,7 +27,8 @@
 //!
 //! All linearizable reads of one replica that come in between two turns share one ReadIndex round
 //! (thesis §6.4): `reads.rs`. Its heartbeats leave with the turn's [`Beat`]; the reads are served once the
-//! index is confirmed and applied. Stale reads are served at once, on any replica.
+//! index is confirmed and applied. A follower or learner asks its leader for the index, once for all of them
+//! ([`Consistency::LinearizableLocal`]). Stale reads are served at once, on any replica.
 //!
 //! # Many groups
 //!
@@ -57,8 +58,7 @@
 //!
 //! # What is not implemented
 //!
-//! Leases, splits and merges, sessions, reads on followers
-//! by a forwarded ReadIndex, and a memory budget over all shards of a core (each shard has its own:
+//! Splits and merges, sessions, and a memory budget over all shards of a core (each shard has its own:
 //! [`ShardConfig::log_bytes_max`]).
 #![forbid(unsafe_code)]
 

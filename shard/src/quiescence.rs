@@ -113,8 +113,8 @@ impl MultiRaft {
         self.touch(slot);
     }
 
-    /// A message from `from` is about to be given to the replica. If that isn't its leader, what counts is when
-    /// the leader's core was last heard, not that the replica was quiet until now.
+    /// A message from `from` is about to be given to the replica, or (`from` is itself) a reader's question. Unless its
+    /// leader wakes it, what counts is when the leader's core was last heard, not that it was quiet until now.
     pub(crate) fn wake_by(&mut self, slot: usize, from: ReplicaId) {
         let replica = &self.replicas[slot];
         if let Some(core) = replica.quiet_on.filter(|_| replica.raft.leader() != Some(from)) {

@@ -1,5 +1,8 @@
-//! Linearizable reads of one replica (thesis §6.4): all that came in between two turns share one
-//! ReadIndex round, and each is served once the round's index is applied here.
+//! Linearizable reads of one replica (thesis §6.4): all that came in between two turns share one read index, and
+//! each is served once that is applied here.
+//!
+//! A leader proves its index by a round of heartbeats; a follower or learner asks its leader for one, which
+//! the leader proves in the same way. Without an answer within an election timeout the reads are turned away.
 
 use crate::request::{Query, RequestId};
 use floe_raft::{Index, Nanos, Raft};
@@ -54,14 +57,15 @@ impl Reads {
         self.reads.drain(..)
     }
 
-    /// Asks for one round for all reads that came in since the last. Returns whether it did.
+    /// Asks for one read index for all reads that came in since the last. Returns whether it did; if not, nobody
+    /// is there to be asked, or too many ask already, and these reads are turned away.
     pub(crate) fn ask(&mut self, raft: &mut Raft, now: Nanos) -> bool {
         if self.unasked == 0 {
             return false;
         }
         let context = self.context_next;
         self.context_next += 1;
-        let asked = raft.is_leader() && raft.read_index(now, context).is_ok();
+        let asked = raft.read_index(now, context).is_ok();
         let confirmed = if asked { Confirmed::NotYet } else { Confirmed::Dropped };
         self.rounds.push_back(Round { context, reads: self.unasked, confirmed });
         self.unasked = 0;

@@ -17,6 +17,16 @@ pub enum Consistency {
     Linearizable = 0,
     /// Whatever the replica on this node has applied; may be arbitrarily old.
     Stale = 1,
+    /// As `Linearizable`, but read from the replica on this node: a follower or learner asks the leader only how far
+    /// it must have applied, once for all reads of a turn, waits until it has, and reads its own state.
+    LinearizableLocal = 2,
+}
+
+impl Consistency {
+    /// Whether such a read sees every write that was acknowledged before it began.
+    pub const fn is_linearizable(self) -> bool {
+        matches!(self, Self::Linearizable | Self::LinearizableLocal)
+    }
 }
 
 /// A request to one shard.
@@ -122,6 +132,11 @@ impl Request {
             },
             Answer::Done => matches!(self, Self::TransferLeadership { .. } | Self::ChangeMembers { .. }),
         }
+    }
+
+    /// Whether it is to be served by the replica that is asked, whoever leads.
+    pub fn is_for_local_replica(&self) -> bool {
+        matches!(self, Self::Read { consistency: Consistency::LinearizableLocal, .. })
     }
 
     /// What the request counts for in byte budgets.

@@ -117,11 +117,17 @@ impl MultiRaft {
             self.stats.reads += 1;
             return Err(replica.serve(&read.query, read.range_epoch));
         }
-        if !replica.raft.is_leader() {
-            return Err(Answer::Refused(replica.not_leader(replica.raft.leader())));
+        let leader = replica.raft.leader();
+        let may_ask = match consistency {
+            Consistency::LinearizableLocal => leader.is_some(),
+            _ => replica.raft.is_leader(),
+        };
+        if !may_ask {
+            return Err(Answer::Refused(replica.not_leader(leader)));
         }
         replica.check_read(&read.query, read.range_epoch).map_err(Answer::Refused)?;
         replica.reads.push(read);
+        self.wake_by(slot, self.replicas[slot].id);
         Ok(())
     }
 

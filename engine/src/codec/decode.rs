@@ -420,6 +420,7 @@ fn consistency_of(number: u8) -> Result<Consistency> {
     match number {
         0 => Ok(Consistency::Linearizable),
         1 => Ok(Consistency::Stale),
+        2 => Ok(Consistency::LinearizableLocal),
         _ => Err(unknown("consistency", number)),
     }
 }

@@ -124,7 +124,8 @@ impl Prng {
     }
 
     fn request(&mut self) -> Request {
-        let consistency = [Consistency::Linearizable, Consistency::Stale][self.below(2) as usize];
+        let consistency = [Consistency::Linearizable, Consistency::Stale, Consistency::LinearizableLocal]
+            [self.below(3) as usize];
         let (shard, range_epoch) = (self.shard(), self.number());
         match self.below(5) {
             0 => Request::Write { shard, command: self.bytes() },

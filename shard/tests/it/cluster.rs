@@ -43,8 +43,10 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     pub config: ShardConfig,
     pub map: ShardMap,
-    /// Nodes that nobody hears.
+    /// Nodes that nobody hears, and that hear nobody.
     pub isolated: BTreeSet<usize>,
+    /// From whom to whom nothing arrives.
+    pub cut: BTreeSet<(usize, usize)>,
     pub disk_latency: Nanos,
     network: VecDeque<(CoreAddr, CoreAddr, PeerBatch)>,
     next_id: u64,
@@ -61,27 +63,45 @@ impl Cluster {
 
     /// With `spares` nodes that have no replica at first.
     pub fn with_spares(config: ShardConfig, shards: u32, spares: usize) -> Self {
-        let ids: Vec<_> = (0..3).map(|node| addr(node).node).collect();
-        let descriptors = pre_split(&ids, shards, 3);
-        let nodes = (0..3 + spares).map(|node| Node::new(node, &config, 1)).collect();
+        Self::of(3, spares, config, shards)
+    }
+
+    /// One shard of five replicas.
+    pub fn of_five() -> Self {
+        Self::of(5, 0, ShardConfig::default(), 1)
+    }
+
+    fn of(members: usize, spares: usize, config: ShardConfig, shards: u32) -> Self {
+        let ids: Vec<_> = (0..members).map(|node| addr(node).node).collect();
+        let descriptors = pre_split(&ids, shards, members);
+        let nodes = (0..members + spares).map(|node| Node::new(node, &config, 1)).collect();
         let mut cluster = Self {
             now: MS,
             nodes,
             config,
             map: ShardMap::new(descriptors.clone()),
             isolated: BTreeSet::new(),
+            cut: BTreeSet::new(),
             disk_latency: 2 * MS,
             network: VecDeque::new(),
             next_id: 1,
         };
-        for node in 0..3 {
+        for node in 0..members {
             for descriptor in &descriptors {
                 let machine = Box::new(MemoryStore::new());
                 cluster.nodes[node].multi.bootstrap(cluster.now, descriptor.clone(), machine);
             }
         }
-        (0..3 + spares).for_each(|node| cluster.connect(node));
+        (0..members + spares).for_each(|node| cluster.connect(node));
         cluster
+    }
+
+    pub fn cut_both_ways(&mut self, one: usize, other: usize) {
+        self.cut.extend([(one, other), (other, one)]);
+    }
+
+    pub fn leads(&self, node: usize, shard: ShardId) -> bool {
+        self.nodes[node].multi.raft(shard).is_some_and(|raft| raft.is_leader())
     }
 
     pub fn connect(&mut self, node: usize) {
@@ -95,7 +115,8 @@ impl Cluster {
         self.now += MS;
         for (from, to, batch) in std::mem::take(&mut self.network) {
             let ends = [from, to].map(|end| end.node.0 as usize - 1);
-            if !ends.iter().any(|end| self.isolated.contains(end)) {
+            let is_cut = self.cut.contains(&(ends[0], ends[1]));
+            if !is_cut && !ends.iter().any(|end| self.isolated.contains(end)) {
                 self.nodes[ends[1]].multi.receive(self.now, from, batch);
             }
         }
@@ -124,10 +145,7 @@ impl Cluster {
     }
 
     pub fn leader_of(&self, shard: ShardId) -> Option<usize> {
-        let leads = |node: &usize| {
-            !self.isolated.contains(node)
-                && self.nodes[*node].multi.raft(shard).is_some_and(|raft| raft.is_leader())
-        };
+        let leads = |node: &usize| !self.isolated.contains(node) && self.leads(*node, shard);
         (0..self.nodes.len()).find(leads)
     }
 

@@ -5,6 +5,7 @@ mod decoders;
 mod faulty_peer;
 mod members;
 mod quiescence;
+mod reads;
 
 use bytes::Bytes;
 use cluster::{Cluster, MS, get, value_of, write};

@@ -7,7 +7,7 @@ use crate::sim::cluster::{Cluster, Event};
 use crate::sim::node::Node;
 use floe::read_cell::Open;
 use floe::seam::Input;
-use floe_shard::{Consistency, Request, RequestId};
+use floe_shard::{Request, RequestId};
 use std::sync::Arc;
 
 impl Cluster {
@@ -15,7 +15,8 @@ impl Cluster {
     /// for the rest. Its thread may stand still between the load and the look at the clock.
     pub(crate) fn send_call(&mut self, client: ClientId, node: usize, call: Call) {
         let Node { incarnation, ref process, .. } = self.nodes[node];
-        let may_read = matches!(&call.request, Request::Read { consistency: Consistency::Linearizable, .. });
+        let may_read =
+            matches!(&call.request, Request::Read { consistency, .. } if consistency.is_linearizable());
         let cells = process.as_ref().filter(|_| may_read).map(|process| &process.cells);
         match cells.and_then(|cells| cells.load(call.request.shard())) {
             Some(open) => {

@@ -157,7 +157,8 @@ impl Clients {
     pub fn begin(&mut self, now: Nanos, client: ClientId) -> Call {
         let key = self.random.below(self.keys.len() as u64) as u32;
         match self.random.below(100) {
-            0..38 => self.get(now, client, key),
+            0..26 => self.get(now, client, key),
+            26..38 => self.read(now, client, key, Consistency::LinearizableLocal),
             38..40 => self.read(now, client, key, Consistency::Stale),
             40..44 => self.scan(now, client, key),
             44..76 => self.write(now, client, key, Condition::None, None, true),
@@ -295,7 +296,7 @@ impl Clients {
             Doing::Write { .. } => self.end_write(now, client, &pending, answer, history)?,
             Doing::Get { key, consistency } => {
                 if let Some(Answer::Value(value)) = answer {
-                    let linearizable = *consistency == Consistency::Linearizable;
+                    let linearizable = consistency.is_linearizable();
                     self.saw(now, client, &pending, *key, value.as_ref(), linearizable, history)?;
                     self.counts.read += 1;
                 } else if done {

@@ -2,8 +2,8 @@
 //! fast the machine is; waiting is bounded by deadlines of the engine's own.
 
 use floe::{
-    BusyReason, Client, CommandError, Config, Engine, Member, MemberChange, NodeId, OpenError, ReadError,
-    ScanOptions, Seat, ShardId, WriteBatch, WriteError, WriteOutcome,
+    BusyReason, Client, CommandError, Config, Consistency, Engine, Member, MemberChange, NodeId, OpenError,
+    ReadError, ScanOptions, Seat, ShardId, WriteBatch, WriteError, WriteOutcome,
 };
 use floe_tests::ports::free_ports;
 use std::io::{Read, Write};
@@ -85,6 +85,27 @@ fn every_operation_works_on_every_node() {
     assert_eq!(client.write_blocking(&batch).unwrap(), WriteOutcome::ConditionFailed { condition: 0 });
     client.delete_blocking(&key).unwrap();
     assert_eq!(client.get_blocking(&key).unwrap(), None);
+}
+
+#[test]
+fn local_reads_see_every_write_and_are_not_forwarded() {
+    let dir = temp_dir();
+    let engines = open_cluster(dir.path(), &members(), 2);
+    let locals: Vec<_> = engines
+        .iter()
+        .map(|engine| engine.client().with_consistency(Consistency::LinearizableLocal))
+        .collect();
+    write_all(&engines[0].client(), b"zero");
+    let forwarded = || engines.iter().map(|engine| engine.metrics().forwarded).collect::<Vec<_>>();
+    for round in 0..5 {
+        let value = format!("{round}").into_bytes();
+        write_all(&engines[round % 3].client(), &value);
+        let before = forwarded();
+        locals.iter().for_each(|client| read_all(client, &value));
+        let rows = locals[round % 3].scan_blocking(ScanOptions::default()).unwrap();
+        assert!(rows.len() == 64 && rows.iter().all(|row| row.value.value == value), "{rows:?}");
+        assert_eq!(forwarded(), before, "each node reads its own replicas");
+    }
 }
 
 #[test]

@@ -1,0 +1,116 @@
+//! Reads that don't go to the leader.
+
+use crate::cluster::{Cluster, MS, get, value_of};
+use crate::{S1, fill, one_shard, others};
+use floe_shard::*;
+
+const LOCAL: Consistency = Consistency::LinearizableLocal;
+
+#[test]
+fn followers_and_learners_see_every_write_answered_before() {
+    let mut cluster = Cluster::with_spares(ShardConfig::default(), 1, 1);
+    let leader = cluster.await_leader(S1);
+    cluster.put(leader, S1, b"a", b"0");
+    let learner = MemberChange { node: cluster.nodes[3].addr.node, to: Seat::Learner };
+    let change = Request::ChangeMembers { shard: S1, changes: vec![learner], force: false };
+    assert_eq!(cluster.ask(leader, change), Answer::Done);
+    cluster.run_until("a learner", |cluster| cluster.nodes[3].multi.raft(S1).is_some());
+    cluster.run(100);
+    let others = [others(leader)[0], others(leader)[1], 3];
+    for round in 0..20_u8 {
+        cluster.put(leader, S1, b"a", &[round]);
+        for node in others {
+            let answer = cluster.ask(node, get(S1, b"a", LOCAL));
+            assert_eq!(value_of(&answer), Some(&[round][..]), "node {node}");
+        }
+    }
+    assert_eq!(cluster.leader_of(S1), Some(leader));
+}
+
+#[test]
+fn all_reads_of_a_followers_turn_ask_the_leader_once() {
+    let mut cluster = one_shard();
+    let leader = cluster.await_leader(S1);
+    cluster.put(leader, S1, b"a", b"1");
+    cluster.run(100);
+    let follower = others(leader)[0];
+    let node = &mut cluster.nodes[follower];
+    node.messages_per_turn = 0;
+    let before = node.multi.stats();
+    let ids: Vec<_> = (0..50).map(|_| cluster.submit(follower, get(S1, b"a", LOCAL))).collect();
+    let done = |cluster: &Cluster| ids.iter().all(|id| cluster.nodes[follower].answers.contains_key(id));
+    cluster.run_until("reads", done);
+    let (node, after) = (&cluster.nodes[follower], cluster.nodes[follower].multi.stats());
+    assert_eq!((after.reads - before.reads, after.read_rounds - before.read_rounds), (50, 1));
+    assert_eq!(node.messages_per_turn, 1, "one question for all");
+}
+
+#[test]
+fn a_follower_that_lags_reads_only_once_it_has_caught_up() {
+    let mut cluster = one_shard();
+    let leader = cluster.await_leader(S1);
+    cluster.put(leader, S1, b"a", b"old");
+    cluster.run(100);
+    let lags = others(leader)[0];
+    cluster.isolated.insert(lags);
+    cluster.put(leader, S1, b"a", b"new");
+    fill(&mut cluster, leader, 5);
+    let id = cluster.submit(lags, get(S1, b"a", LOCAL));
+    cluster.run(20);
+    assert!(!cluster.nodes[lags].answers.contains_key(&id), "its leader hasn't said how far it must be");
+    cluster.isolated.clear();
+    // Its question got lost; another one doesn't.
+    let value = cluster.ask(lags, get(S1, b"a", LOCAL));
+    assert_eq!(value_of(&value), Some(&b"new"[..]));
+}
+
+#[test]
+fn a_follower_that_reaches_no_leader_turns_readers_away() {
+    let mut cluster = one_shard();
+    let leader = cluster.await_leader(S1);
+    cluster.put(leader, S1, b"a", b"1");
+    cluster.run(100);
+    let alone = others(leader)[0];
+    cluster.isolated.insert(alone);
+    let began = cluster.now;
+    let answer = cluster.ask(alone, get(S1, b"a", LOCAL));
+    assert!(matches!(answer, Answer::Refused(Refusal::NotLeader { .. })), "{answer:?}");
+    let waited = (cluster.now - began) / MS;
+    assert!(waited <= 301, "{waited} ms, an election timeout has 300");
+}
+
+/// The follower asks whom it still takes for the leader.
+#[test]
+fn a_deposed_leader_gives_its_last_follower_no_index() {
+    let mut cluster = Cluster::of_five();
+    let old = cluster.await_leader(S1);
+    cluster.put(old, S1, b"a", b"old");
+    cluster.run(100);
+    let follower = (old + 1) % 5;
+    for one in [old, follower] {
+        (0..5).filter(|&two| two != old && two != follower).for_each(|two| cluster.cut_both_ways(one, two));
+    }
+    let rest = |cluster: &Cluster| (2..5).map(|step| (old + step) % 5).find(|&node| cluster.leads(node, S1));
+    cluster.run_until("a new leader", |cluster| rest(cluster).is_some());
+    let new = rest(&cluster).unwrap();
+    cluster.put(new, S1, b"a", b"new");
+    assert!(cluster.leads(old, S1), "it doesn't know yet");
+    let answer = cluster.ask(follower, get(S1, b"a", LOCAL));
+    assert!(matches!(answer, Answer::Refused(Refusal::NotLeader { .. })), "{answer:?}");
+}
+
+#[test]
+fn a_local_read_wakes_its_quiet_group_and_raises_no_term() {
+    let mut cluster = one_shard();
+    let leader = cluster.await_leader(S1);
+    cluster.put(leader, S1, b"a", b"1");
+    let quiet = |cluster: &Cluster| cluster.nodes.iter().all(|node| node.multi.quiet_replicas() == 1);
+    cluster.run_until("quiet", quiet);
+    let term = cluster.nodes[leader].multi.status(S1).unwrap().term;
+    let began = cluster.now;
+    let answer = cluster.ask(others(leader)[0], get(S1, b"a", LOCAL));
+    assert_eq!(value_of(&answer), Some(&b"1"[..]));
+    assert!(cluster.now - began <= 10 * MS, "{} ns for two rounds", cluster.now - began);
+    cluster.run_until("quiet again", quiet);
+    assert_eq!(cluster.nodes[leader].multi.status(S1).unwrap().term, term);
+}
