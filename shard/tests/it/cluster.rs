@@ -48,6 +48,8 @@ pub struct Cluster {
     /// From whom to whom nothing arrives.
     pub cut: BTreeSet<(usize, usize)>,
     pub disk_latency: Nanos,
+    /// Nodes whose disks are slower, and by how much.
+    pub slow_disks: BTreeMap<usize, Nanos>,
     network: VecDeque<(CoreAddr, CoreAddr, PeerBatch)>,
     next_id: u64,
 }
@@ -83,6 +85,7 @@ impl Cluster {
             isolated: BTreeSet::new(),
             cut: BTreeSet::new(),
             disk_latency: 2 * MS,
+            slow_disks: BTreeMap::new(),
             network: VecDeque::new(),
             next_id: 1,
         };
@@ -120,8 +123,9 @@ impl Cluster {
                 self.nodes[ends[1]].multi.receive(self.now, from, batch);
             }
         }
-        for node in &mut self.nodes {
-            let sends = node.turn(self.now, self.disk_latency);
+        for (at, node) in self.nodes.iter_mut().enumerate() {
+            let slower = self.slow_disks.get(&at).copied().unwrap_or(0);
+            let sends = node.turn(self.now, self.disk_latency + slower);
             let from = node.addr;
             self.network.extend(sends.into_iter().map(|(to, batch)| (from, to, batch)));
         }

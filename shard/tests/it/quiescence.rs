@@ -99,6 +99,28 @@ fn quiet_groups_of_a_dead_node_have_leaders_within_three_election_timeouts_and_n
 }
 
 #[test]
+fn readers_of_a_dead_leaders_quiet_followers_put_off_no_election() {
+    const SHARDS: u32 = 60;
+    let mut cluster = quiet_cluster(SHARDS);
+    let orphans = shards(&cluster);
+    let orphans: Vec<_> = orphans.into_iter().filter(|shard| cluster.leader_of(*shard) == Some(0)).collect();
+    cluster.run(30);
+    cluster.isolated.insert(0);
+    cluster.run(110);
+    for shard in &orphans {
+        let query = Query::Get { key: cluster.map.get(*shard).unwrap().range.start.clone() };
+        let consistency = Consistency::LinearizableLocal;
+        let read = Request::Read { shard: *shard, range_epoch: 1, query, consistency };
+        for node in [1, 2] {
+            cluster.submit(node, read.clone());
+        }
+    }
+    cluster.run(ELECTION_TIMEOUT_MS + 10 - 110);
+    let led = orphans.iter().filter(|shard| cluster.leader_of(**shard).is_some()).count();
+    assert_eq!(led, orphans.len(), "groups with a new leader");
+}
+
+#[test]
 fn a_new_boot_of_the_leaders_node_is_not_trusted_for_what_the_old_one_led() {
     let mut cluster = quiet_cluster(3);
     let shard = shards(&cluster).into_iter().find(|shard| cluster.leader_of(*shard) == Some(1)).unwrap();

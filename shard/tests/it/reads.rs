@@ -79,6 +79,21 @@ fn a_follower_that_reaches_no_leader_turns_readers_away() {
     assert!(waited <= 301, "{waited} ms, an election timeout has 300");
 }
 
+#[test]
+fn a_follower_waits_until_it_has_applied_what_the_leader_says() {
+    let mut cluster = one_shard();
+    let leader = cluster.await_leader(S1);
+    cluster.put(leader, S1, b"a", b"old");
+    cluster.run(100);
+    let slow = others(leader)[0];
+    cluster.slow_disks.insert(slow, 40 * MS);
+    let began = cluster.now;
+    cluster.put(leader, S1, b"a", b"new");
+    let value = cluster.ask(slow, get(S1, b"a", LOCAL));
+    assert_eq!(value_of(&value), Some(&b"new"[..]));
+    assert!(cluster.now - began >= 40 * MS, "what isn't durable here isn't applied here");
+}
+
 /// The follower asks whom it still takes for the leader.
 #[test]
 fn a_deposed_leader_gives_its_last_follower_no_index() {
