@@ -27,6 +27,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// All nodes of the cluster, this one included; empty for a single node without a port.
     pub members: Vec<Member>,
+    /// Where to listen, `host:port`, if not at this node's address in `members`.
+    pub listen: Option<String>,
     /// What does a core's input and output. Default [`Driver::Ring`].
     pub driver: Driver,
     /// Threads that own shards. May change between starts. Default 1.
@@ -117,6 +119,7 @@ impl Config {
             node: NodeId(1),
             dir: dir.into(),
             members: Vec::new(),
+            listen: None,
             driver: Driver::default(),
             cores: 1,
             shards: 1,
@@ -200,6 +203,7 @@ impl Config {
             self.wal.stuck_after.is_none_or(|after| after >= self.heartbeat_interval),
             "must be at least heartbeat_interval, or writes that are merely slow cost leaderships",
         )?;
+        check("listen", self.listen.as_deref().is_none_or(has_port), "must be host:port")?;
         self.validate_members()?;
         self.shard_config().raft.validate().map_err(rename_raft_field)
     }
@@ -216,8 +220,7 @@ impl Config {
             if member.node.0 == 0 {
                 return fail("a node's id must be above 0".into());
             }
-            let port = member.address.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
-            if !matches!(port, Some(Ok(_))) {
+            if !has_port(&member.address) {
                 return fail(format!(
                     "address `{}` of node {} is not host:port",
                     member.address, member.node
@@ -246,9 +249,10 @@ impl Config {
         }
     }
 
-    /// This node's address, if it is a member of a cluster.
-    pub(crate) fn own_address(&self) -> Option<&str> {
-        self.members.iter().find(|member| member.node == self.node).map(|member| member.address.as_str())
+    /// Where this node listens, if it has a port: for other nodes and for clients.
+    pub fn listen_address(&self) -> Option<&str> {
+        let own = self.members.iter().find(|member| member.node == self.node);
+        own.map(|own| self.listen.as_ref().unwrap_or(&own.address).as_str())
     }
 
     /// All nodes, in order of id.
@@ -260,6 +264,11 @@ impl Config {
         nodes.sort_unstable();
         nodes
     }
+}
+
+/// Whether an address ends with a port.
+fn has_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok())
 }
 
 /// Raft's settings are in nanoseconds; a node's are durations of the same names without the unit.

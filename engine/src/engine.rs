@@ -242,7 +242,7 @@ fn peers(config: &Config) -> Vec<(NodeId, String)> {
 }
 
 fn listen(config: &Config) -> Result<Option<TcpListener>, OpenError> {
-    let Some(address) = config.own_address().filter(|_| config.members.len() > 1) else { return Ok(None) };
+    let Some(address) = config.listen_address() else { return Ok(None) };
     let listener = TcpListener::bind(address)
         .map_err(|source| OpenError::Listen { address: address.to_owned(), source })?;
     Ok(Some(listener))

@@ -5,6 +5,7 @@
 
 mod check_history;
 mod engine;
+mod processes;
 mod scenarios;
 mod sim_command;
 mod swarm;

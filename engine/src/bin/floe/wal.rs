@@ -1,6 +1,6 @@
-//! The command for operators. So far: `floe wal`, which looks at a stopped node's log.
+//! `floe wal`: looks at a stopped node's log.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Subcommand};
 use floe::offline::{DirectorySurvey, survey_directory};
 use floe::wal::{Finding, Survey};
 use serde_json::{Value, json};
@@ -8,23 +8,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Operates a Floe node.
-#[derive(Parser)]
-#[command(version, about)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
 #[derive(Subcommand)]
-enum Command {
-    /// Looks at the write-ahead log of a node that doesn't run. Changes nothing.
-    #[command(subcommand)]
-    Wal(WalCommand),
-}
-
-#[derive(Subcommand)]
-enum WalCommand {
+pub enum WalCommand {
     /// Checks every byte of the log that a start would rely on.
     ///
     /// Reads all segments, replays the log as a start would, and reports everything that is wrong with it: the
@@ -45,7 +30,7 @@ enum WalCommand {
 }
 
 #[derive(Args)]
-struct Target {
+pub struct Target {
     /// The node's data directory: the one with `node.floe` in it.
     dir: PathBuf,
     /// Prints one JSON object instead of text.
@@ -53,9 +38,9 @@ struct Target {
     json: bool,
 }
 
-fn main() -> ExitCode {
-    let Command::Wal(command) = Cli::parse().command;
-    let (target, in_full) = match &command {
+/// Prints what was found; the exit status says whether the log is sound.
+pub fn run(command: &WalCommand) -> ExitCode {
+    let (target, in_full) = match command {
         WalCommand::Verify(target) => (target, false),
         WalCommand::Inspect(target) => (target, true),
     };
