@@ -155,6 +155,11 @@ impl Raft {
         leader.peers.iter().any(|known| known.id == peer && known.matched == 0 && known.stamp_ns == 0)
     }
 
+    /// The entries of the log after `after` that hold memberships, oldest first. Linear in the memberships.
+    pub fn membership_entries(&self, after: Index) -> impl Iterator<Item = &Entry> {
+        self.members.indices_after(after).flat_map(|index| self.log.slice(index, index, usize::MAX))
+    }
+
     /// Index of the entry that brought the membership in force; that of the stored state, if none did. The
     /// change is committed once [`Raft::commit`] gets there.
     pub fn membership_index(&self) -> Index {

@@ -90,6 +90,12 @@ impl MembershipLog {
         gone
     }
 
+    /// Where memberships after `after`, which isn't below the log's base, came into force.
+    pub(crate) fn indices_after(&self, after: Index) -> impl Iterator<Item = Index> {
+        let all = self.replaced.iter().map(|(since, _)| *since).chain([self.since]);
+        all.filter(move |since| *since > after)
+    }
+
     /// The one in force at `index`, which isn't below the log's base.
     pub(crate) fn at(&self, index: Index) -> &Membership {
         if self.since <= index {
@@ -126,6 +132,13 @@ mod tests {
         let expected = [3, 3, 5, 6, 6, 6, 9, 9];
         for (index, since) in (3..).zip(expected) {
             assert_eq!(*sample().at(index), of(since), "at {index}");
+        }
+    }
+
+    #[test]
+    fn the_places_of_memberships_are_those_of_their_entries() {
+        for (after, expected) in [(3, &[5, 6, 9][..]), (5, &[6, 9]), (8, &[9]), (9, &[])] {
+            assert_eq!(sample().indices_after(after).collect::<Vec<_>>(), expected, "after {after}");
         }
     }
 

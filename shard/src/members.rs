@@ -100,6 +100,14 @@ impl Replica {
                 return Err(bad(format!("node {node} is to be changed twice at once")));
             }
             let here = self.descriptor.replica_on(node).map(|place| place.replica);
+            let is_learner =
+                self.descriptor.replica_on(node).is_some_and(|place| place.role == ReplicaRole::Learner);
+            if let Some(replica) =
+                here.filter(|id| is_learner && to == Seat::Voter && self.raft.is_unheard(*id))
+            {
+                // Nobody creates a voter; and until the learner is heard it may not exist.
+                return Err(bad(format!("{replica} on node {node} has not been heard of: promote it later")));
+            }
             planned.push(match (to, here) {
                 (Seat::Voter, Some(replica)) => Change::AddVoter(replica),
                 (Seat::Learner, Some(replica)) => Change::AddLearner(replica),
@@ -124,6 +132,14 @@ impl Replica {
             return Err(bad("learners come and go one at a time".into()));
         }
         Ok((planned, newcomers))
+    }
+
+    /// Replicas that changes in the log bring which aren't applied yet, and where they live: without their votes there
+    /// may be no leader to apply anything.
+    pub(crate) fn newcomers(&self) -> impl Iterator<Item = (ReplicaId, NodeId)> {
+        let entries = self.raft.membership_entries(self.applied.index);
+        let contexts = entries.filter_map(|entry| Some(Membership::decode(&entry.data)?.1));
+        contexts.filter_map(|context| decode_newcomers(&context)).flatten()
     }
 
     /// A change is applied: the descriptor follows.

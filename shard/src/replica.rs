@@ -18,7 +18,7 @@ use crate::shard_map::is_newer;
 use crate::state_machine::{CommandResult, StateMachine};
 use crate::transfer::{Incoming, Install, Outgoing};
 use bytes::Bytes;
-use floe_raft::{Entry, EntryKind, Mark, Nanos, Raft, ReplicaId, WriteId};
+use floe_raft::{Entry, EntryKind, Index, Mark, Nanos, Raft, ReplicaId, WriteId};
 use std::collections::VecDeque;
 
 /// Write ids with this bit are the shard layer's own; Raft's never get there.
@@ -102,6 +102,8 @@ pub(crate) struct Replica {
     pub(crate) reads: Reads,
     /// Where the other replicas can be reached; those that can't be are not in it.
     pub(crate) routes: Vec<(ReplicaId, CoreAddr)>,
+    /// Index of the membership that they were made for.
+    pub(crate) routes_since: Index,
     /// When something last happened in the group; see `quiescence.rs`.
     pub(crate) active_at: Nanos,
     /// While it is quiet, the core whose leader it relies on (its own, if it leads).
@@ -163,6 +165,7 @@ impl Replica {
             turn_bytes: 0,
             reads: Reads::new(boot_epoch),
             routes: Vec::new(),
+            routes_since: 0,
             active_at: 0,
             quiet_on: None,
             handing_over: None,
@@ -223,10 +226,12 @@ impl Replica {
 
     pub(crate) fn refresh_routes(&mut self, peers: &Peers) {
         let (me, shard) = (self.id, self.shard);
-        let others = self.descriptor.replicas.iter().filter(|place| place.replica != me);
-        let route = |node| peers.route(node, shard);
-        self.routes.clear();
-        self.routes.extend(others.filter_map(|place| Some((place.replica, route(place.node)?))));
+        let members = self.descriptor.replicas.iter().map(|place| (place.replica, place.node));
+        let others = members.chain(self.newcomers()).filter(|(replica, _)| *replica != me);
+        let routes = others.filter_map(|(replica, node)| Some((replica, peers.route(node, shard)?)));
+        let routes = routes.collect();
+        self.routes = routes;
+        self.routes_since = self.raft.membership_index();
     }
 
     /// A message of `replica` came from there. One that isn't in the descriptor may lead all the same: the entry that

@@ -65,6 +65,9 @@ impl MultiRaft {
     fn end_turn(&mut self, slot: usize) {
         self.maybe_want_flush(slot);
         let replica = &mut self.replicas[slot];
+        if replica.routes_since != replica.raft.membership_index() {
+            replica.refresh_routes(&self.peers);
+        }
         replica.maybe_compact(self.config.log_bytes_max);
         if replica.raft.has_ready() || !replica.held.is_empty() || !replica.own_records.is_empty() {
             self.queue.push(slot);

@@ -10,6 +10,7 @@
 //! damage     what becomes of stored bytes       network    connections, blocks, cuts
 //! clock      virtual time, drifting clocks      client     operations and their history
 //! fault      what goes wrong                    coverage   what it met
+//! members    who is asked to be a member
 //! trace      the hash that makes runs comparable
 //! ```
 //!
@@ -26,6 +27,7 @@ pub mod damage;
 pub mod disk;
 pub mod fault;
 mod lifecycle;
+mod members;
 pub mod network;
 pub mod node;
 pub mod plan;

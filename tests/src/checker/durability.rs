@@ -131,13 +131,12 @@ impl Durability {
     pub fn replay(&self, shard: ShardId, history: &RaftSafety) -> Result<BTreeMap<u32, Stored>, Violation> {
         let mut state: BTreeMap<u32, Stored> = BTreeMap::new();
         let mut executed: BTreeMap<u64, Vec<Outcome>> = BTreeMap::new();
-        let no_command = entry_hash(EntryKind::Noop, b"");
         for (expected, (index, committed)) in (FOUNDED_AT.index + 1..).zip(history.history(shard)) {
             if index != expected {
                 let detail = format!("{shard}: nobody ever had the committed entry {expected}");
                 return Err(Violation::new("durability", detail));
             }
-            if committed.hash == no_command {
+            if committed.kind != EntryKind::Command {
                 continue;
             }
             let Some(sent) = self.sent.get(&(shard, committed.hash)) else {
@@ -215,7 +214,7 @@ mod tests {
     use super::*;
     use crate::checker::raft_safety::View;
     use bytes::Bytes;
-    use floe_raft::{Entry, Mark};
+    use floe_raft::{Entry, Mark, Membership, ReplicaId};
     use floe_shard::NodeId;
 
     const SHARD: ShardId = ShardId(1);
@@ -239,7 +238,10 @@ mod tests {
             (from..=to).map(entry).collect()
         };
         let mut history = RaftSafety::default();
+        let id = ReplicaId::new(1).expect("not 0");
         let view = View {
+            replica: id,
+            membership: (FOUNDED_AT.index, &Membership::of_voters([id])),
             term: 1,
             is_leader: true,
             commit: last,

@@ -9,15 +9,21 @@
 //! - per shard, the committed entries by index (State Machine Safety), with the lowest term in which each
 //!   is known to have been committed (Leader Completeness).
 //! - per replica and incarnation, what must not go back: term, commit, applied, a leader's log.
+//! - per entry, which replicas ever held it: what a leader commits, a majority holds, of each half of a
+//!   membership that was in force.
+//!
+//! Of memberships: the newest in a replica's log is in force there, and no other (paper §6).
 
 use crate::checker::Violation;
 use crate::hash::Hash64;
-use floe_raft::{Entry, EntryKind, Index, Mark, Raft, Term};
+use floe_raft::{Entry, EntryKind, Index, Mark, Membership, Raft, ReplicaId, Term};
 use floe_shard::{NodeId, ShardId};
 use std::collections::BTreeMap;
 
 /// A replica as it stands after a step.
 pub struct View<'a> {
+    /// Which it is: a node may have several of a shard, one after another.
+    pub replica: ReplicaId,
     /// Its term.
     pub term: Term,
     /// Whether it leads it.
@@ -30,6 +36,8 @@ pub struct View<'a> {
     pub first: Index,
     /// End of its log.
     pub last: Mark,
+    /// The membership in force, and the index that it is in force from.
+    pub membership: (Index, &'a Membership),
     /// Term of the entry at an index; also right before the first.
     pub term_at: &'a dyn Fn(Index) -> Option<Term>,
     /// Entries of a range, both ends included.
@@ -41,6 +49,8 @@ pub struct View<'a> {
 pub struct Committed {
     /// Its term.
     pub term: Term,
+    /// What it is for.
+    pub kind: EntryKind,
     /// Hash of its kind and data: [`entry_hash`].
     pub hash: u64,
     /// A term in which it is known to have been committed, or a later one.
@@ -49,8 +59,39 @@ pub struct Committed {
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
+    kind: EntryKind,
     hash: u64,
     term_before: Term,
+    /// Replicas that ever held it.
+    holders: Replicas,
+}
+
+/// A set of replicas of one shard, by their ids.
+#[derive(Clone, Copy, Debug, Default)]
+struct Replicas(u128);
+
+impl Replicas {
+    /// 0 for ids that don't fit: of those nothing is known.
+    fn bit(id: ReplicaId) -> u128 {
+        u32::try_from(id.get()).ok().and_then(|id| 1_u128.checked_shl(id)).unwrap_or(0)
+    }
+
+    fn insert(&mut self, id: ReplicaId) {
+        self.0 |= Self::bit(id);
+    }
+
+    fn may_contain(self, id: ReplicaId) -> bool {
+        Self::bit(id) == 0 || self.0 & Self::bit(id) != 0
+    }
+}
+
+/// Whether those of whom `agrees` holds are a majority, of each half. Not Raft's own function: that one is on
+/// trial.
+pub(crate) fn is_quorum(membership: &Membership, agrees: impl Fn(ReplicaId) -> bool) -> bool {
+    let wins = |voters: &[ReplicaId]| {
+        voters.is_empty() || 2 * voters.iter().filter(|id| agrees(**id)).count() > voters.len()
+    };
+    wins(&membership.voters) && wins(&membership.voters_outgoing)
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +100,11 @@ struct Shard {
     committed: BTreeMap<Index, Committed>,
     states: BTreeMap<Mark, u64>,
     /// Who led each term, and where its log ended when that was seen first.
-    leaders: BTreeMap<Term, (NodeId, Mark)>,
+    leaders: BTreeMap<Term, (ReplicaId, Mark)>,
+    /// Memberships in entries.
+    memberships: BTreeMap<(Index, Term), Membership>,
+    /// What replicas hold without having had its entries: a transferred state.
+    bases: BTreeMap<ReplicaId, Index>,
 }
 
 impl Shard {
@@ -73,11 +118,24 @@ impl Shard {
         }
         (at.index == index).then_some(at.term)
     }
+
+    /// The membership of the newest committed entry up to `index`; `None` if there is none.
+    fn membership_at(&self, index: Index) -> Option<&Membership> {
+        let is_committed = |((index, term), _): &(&(Index, Term), &Membership)| {
+            self.committed.get(index).is_some_and(|committed| committed.term == *term)
+        };
+        self.memberships.range(..=(index, Term::MAX)).rev().find(is_committed).map(|(_, found)| found)
+    }
 }
 
 /// What a replica's log was when it was last looked at, and what must not go back.
 #[derive(Debug, Default)]
 struct Replica {
+    id: Option<ReplicaId>,
+    /// In force when it was looked at, and since which index.
+    membership: (Index, Membership),
+    /// Where its log holds memberships.
+    changes: Vec<Index>,
     term: Term,
     is_leader: bool,
     commit: Index,
@@ -129,6 +187,8 @@ impl RaftSafety {
         state: (Mark, u64),
     ) -> Result<(), Violation> {
         let view = View {
+            replica: raft.id(),
+            membership: (raft.membership_index(), raft.membership()),
             term: raft.term(),
             is_leader: raft.is_leader(),
             commit: raft.commit(),
@@ -146,8 +206,12 @@ impl RaftSafety {
     /// # Errors
     /// The property that doesn't hold.
     pub fn observe(&mut self, node: NodeId, shard: ShardId, view: &View<'_>) -> Result<(), Violation> {
-        let fresh = !self.replicas.contains_key(&(node, shard));
         let replica = self.replicas.entry((node, shard)).or_default();
+        let fresh = replica.id != Some(view.replica);
+        if fresh {
+            // It has started, or it is another one than was here before.
+            *replica = Replica { id: Some(view.replica), ..Replica::default() };
+        }
         let history = self.shards.entry(shard).or_default();
         let (checked, elections) = (&mut self.checked, &mut self.elections);
         let mut look = Look { node, shard, view, replica, history, checked, elections };
@@ -158,7 +222,11 @@ impl RaftSafety {
         look.commit(fresh)?;
         look.state()?;
         look.leader()?;
+        look.membership()?;
         let replica = look.replica;
+        if replica.membership.0 != view.membership.0 || fresh {
+            replica.membership = (view.membership.0, view.membership.1.clone());
+        }
         replica.term = view.term;
         replica.is_leader = view.is_leader;
         replica.commit = view.commit;
@@ -236,6 +304,7 @@ impl Look<'_> {
                 format!("the leader of term {} had entries to {end}, now its log ends at {last} and agrees to {common}", view.term),
             ));
         }
+        self.replica.changes.retain(|index| *index <= common);
         self.new_entries(common.max(base))?;
         let keep = common.saturating_sub(self.replica.base) as usize;
         self.replica.terms.truncate(keep);
@@ -249,6 +318,9 @@ impl Look<'_> {
         let gone = base.saturating_sub(self.replica.base).min(self.replica.terms.len() as u64);
         self.replica.terms.drain(..gone as usize);
         self.replica.base = base;
+        self.replica.changes.retain(|index| *index > base);
+        let held = self.history.bases.entry(view.replica).or_default();
+        *held = base.max(*held);
         Ok(())
     }
 
@@ -258,6 +330,7 @@ impl Look<'_> {
             return Ok(());
         }
         let entries = (view.entries)(after + 1, view.last.index);
+        self.replica.changes.retain(|index| *index <= after);
         let mut before = Mark::new((view.term_at)(after).unwrap_or_default(), after);
         for entry in &entries {
             *self.checked += 1;
@@ -265,8 +338,17 @@ impl Look<'_> {
             if index != before.index + 1 || term < before.term {
                 return Err(self.broken("log matching", format!("entry {} follows {before}", entry.mark)));
             }
-            let new = Known { hash: entry_hash(entry.kind, &entry.data), term_before: before.term };
-            let known = *self.history.entries.entry((index, term)).or_insert(new);
+            let (kind, holders) = (entry.kind, Replicas::default());
+            let new = Known { kind, hash: entry_hash(kind, &entry.data), term_before: before.term, holders };
+            let known = self.history.entries.entry((index, term)).or_insert(new);
+            known.holders.insert(view.replica);
+            let known = *known;
+            if kind == EntryKind::Membership {
+                self.replica.changes.push(index);
+                if let Some((membership, _)) = Membership::decode(&entry.data) {
+                    self.history.memberships.insert((index, term), membership);
+                }
+            }
             if known.hash != new.hash || known.term_before != new.term_before {
                 return Err(self.broken(
                     "log matching",
@@ -293,6 +375,7 @@ impl Look<'_> {
             ));
         }
         let known = if fresh { 0 } else { self.replica.commit };
+        self.commit_has_a_quorum()?;
         // The base is committed too: what lies before it was applied.
         let base = view.first - 1;
         if base > known {
@@ -305,7 +388,7 @@ impl Look<'_> {
             let Some(entry) = self.history.entries.get(&(index, term)) else {
                 return Err(self.broken("log matching", format!("entry {index}@{term} was never in a log")));
             };
-            let new = Committed { term, hash: entry.hash, seen_in: view.term };
+            let new = Committed { term, kind: entry.kind, hash: entry.hash, seen_in: view.term };
             let known =
                 *self.history.committed.get(&index).unwrap_or(&Committed { seen_in: Term::MAX, ..new });
             if (known.term, known.hash) != (new.term, new.hash) {
@@ -318,6 +401,54 @@ impl Look<'_> {
                 self.history.committed.insert(index, new);
                 self.later_leaders_have(index, term)?;
             }
+        }
+        Ok(())
+    }
+
+    /// What a leader has committed since the last look, a majority holds: of each half of a membership that
+    /// was in force since then.
+    fn commit_has_a_quorum(&self) -> Result<(), Violation> {
+        let (view, old) = (self.view, &*self.replica);
+        let leads_on = old.is_leader && view.is_leader && old.term == view.term;
+        if !leads_on || view.commit <= old.commit {
+            return Ok(());
+        }
+        let index = view.commit;
+        let term = (view.term_at)(index).unwrap_or_default();
+        let holders = self.history.entries.get(&(index, term)).map(|entry| entry.holders).unwrap_or_default();
+        let holds =
+            |id| holders.may_contain(id) || self.history.bases.get(&id).is_some_and(|base| *base >= index);
+        let since = old.changes.iter().filter(|at| **at > old.membership.0);
+        let between = since.filter_map(|at| self.history.memberships.get(&(*at, (view.term_at)(*at)?)));
+        let mut all = between.chain([&old.membership.1, view.membership.1]);
+        if all.any(|membership| is_quorum(membership, holds)) {
+            return Ok(());
+        }
+        let detail = format!("{index}@{term} is committed, held by {holders:x?} of {:?}", view.membership.1);
+        Err(self.broken("commit without a quorum", detail))
+    }
+
+    /// The newest membership in the log is in force, or else the one that was at its base.
+    fn membership(&self) -> Result<(), Violation> {
+        let (since, is) = self.view.membership;
+        let base = self.view.first - 1;
+        let newest = self.replica.changes.last().copied();
+        if newest.map_or(since > base, |newest| since != newest) {
+            let detail =
+                format!("the membership of {since} is in force, the log after {base} has {newest:?}");
+            return Err(self.broken("membership in force", detail));
+        }
+        if self.replica.membership.0 == since && self.replica.membership.1 == *is {
+            return Ok(());
+        }
+        let term = (self.view.term_at)(since).unwrap_or_default();
+        let known = match newest {
+            Some(_) => self.history.memberships.get(&(since, term)),
+            None => self.history.membership_at(base),
+        };
+        if known.is_some_and(|known| known != is) {
+            let detail = format!("{is:?} is in force, {known:?} is in the log at {since}");
+            return Err(self.broken("membership in force", detail));
         }
         Ok(())
     }
@@ -383,8 +514,8 @@ impl Look<'_> {
             return Ok(());
         }
         let first_seen = !self.history.leaders.contains_key(&view.term);
-        let (leader, _) = *self.history.leaders.entry(view.term).or_insert((self.node, view.last));
-        if leader != self.node {
+        let (leader, _) = *self.history.leaders.entry(view.term).or_insert((view.replica, view.last));
+        if leader != view.replica {
             return Err(self.broken("election safety", format!("{leader} leads term {} already", view.term)));
         }
         if !first_seen {
@@ -422,12 +553,24 @@ mod tests {
         is_leader: bool,
         commit: Index,
         state: (Mark, u64),
+        /// In force from here on; who votes.
+        members: (Index, Vec<u64>),
         entries: Vec<(Term, &'static str)>,
+    }
+
+    fn membership(voters: impl IntoIterator<Item = u64>) -> Membership {
+        Membership::of_voters(voters.into_iter().map(|id| ReplicaId::new(id).expect("not 0")))
     }
 
     impl Fake {
         fn new(term: Term, commit: Index, entries: &[(Term, &'static str)]) -> Self {
-            Self { term, is_leader: false, commit, state: (Mark::ZERO, 0), entries: entries.into() }
+            let members = (0, vec![1, 2, 3]);
+            Self { term, is_leader: false, commit, state: (Mark::ZERO, 0), members, entries: entries.into() }
+        }
+
+        fn with_members(mut self, since: Index, voters: &[u64]) -> Self {
+            self.members = (since, voters.into());
+            self
         }
 
         fn leading(mut self) -> Self {
@@ -444,13 +587,26 @@ mod tests {
                 (from..=to)
                     .map(|index| {
                         let (term, data) = self.entries[index as usize - 1];
-                        let data = Bytes::from_static(data.as_bytes());
-                        Entry { mark: Mark::new(term, index), kind: EntryKind::Command, version: 1, data }
+                        let mark = Mark::new(term, index);
+                        match data.strip_prefix("voters ") {
+                            None => {
+                                let data = Bytes::from_static(data.as_bytes());
+                                Entry { mark, kind: EntryKind::Command, version: 1, data }
+                            }
+                            Some(voters) => {
+                                let ids = voters.bytes().map(|digit| u64::from(digit - b'0'));
+                                let data = membership(ids).encode(b"");
+                                Entry { mark, kind: EntryKind::Membership, version: 1, data }
+                            }
+                        }
                     })
                     .collect()
             };
             let last = self.entries.len() as u64;
+            let members = membership(self.members.1.iter().copied());
             let view = View {
+                replica: ReplicaId::new(node).expect("not 0"),
+                membership: (self.members.0, &members),
                 term: self.term,
                 is_leader: self.is_leader,
                 commit: self.commit,
@@ -470,8 +626,8 @@ mod tests {
     fn a_sound_group_passes() {
         let mut checker = RaftSafety::default();
         Fake::new(1, 0, &LOG[..2]).leading().observe(&mut checker, 1).unwrap();
-        Fake::new(1, 2, &LOG[..2]).leading().observe(&mut checker, 1).unwrap();
         Fake::new(1, 1, &LOG[..2]).observe(&mut checker, 2).unwrap();
+        Fake::new(1, 2, &LOG[..2]).leading().observe(&mut checker, 1).unwrap();
         Fake::new(1, 0, &[LOG[0], LOG[1], (1, "lost")]).observe(&mut checker, 3).unwrap();
         Fake::new(2, 2, LOG).leading().observe(&mut checker, 2).unwrap();
         Fake::new(2, 3, LOG).observe(&mut checker, 3).unwrap();
@@ -497,10 +653,42 @@ mod tests {
     }
 
     #[test]
+    fn what_too_few_hold_is_not_committed() {
+        let mut checker = RaftSafety::default();
+        Fake::new(2, 0, LOG).leading().observe(&mut checker, 1).unwrap();
+        let committed = Fake::new(2, 3, LOG).leading();
+        assert_eq!(committed.observe(&mut checker, 1), Err("commit without a quorum"));
+        Fake::new(2, 0, LOG).observe(&mut checker, 2).unwrap();
+        committed.observe(&mut checker, 1).expect("two of three hold it");
+    }
+
+    #[test]
+    fn the_newest_membership_in_the_log_is_in_force_and_no_other() {
+        const CHANGED: &[(Term, &str)] = &[(1, "a"), (1, "voters 12"), (1, "b")];
+        let mut checker = RaftSafety::default();
+        let before = Fake::new(1, 0, &CHANGED[..1]);
+        before.observe(&mut checker, 1).unwrap();
+        let changed = Fake::new(1, 0, CHANGED);
+        changed.clone().with_members(2, &[1, 2]).observe(&mut checker, 1).expect("it is in force at once");
+        assert_eq!(changed.observe(&mut checker, 2), Err("membership in force"), "not before");
+        let other = changed.with_members(2, &[1, 3]);
+        assert_eq!(
+            other.observe(&mut checker, 2),
+            Err("membership in force"),
+            "nor what the entry doesn't say"
+        );
+        let cut = Fake::new(2, 0, &[CHANGED[0], (2, "c")]);
+        let kept = cut.clone().with_members(2, &[1, 2]);
+        assert_eq!(kept.observe(&mut checker, 1), Err("membership in force"), "it was cut away");
+        cut.observe(&mut checker, 3).expect("it never had it");
+    }
+
+    #[test]
     fn a_commit_that_a_later_leader_lacks_breaks_leader_completeness() {
         let mut checker = RaftSafety::default();
         Fake::new(2, 0, LOG).leading().observe(&mut checker, 1).unwrap();
         Fake::new(4, 0, &[LOG[0], LOG[1], (4, "x")]).leading().observe(&mut checker, 2).unwrap();
+        Fake::new(2, 0, LOG).observe(&mut checker, 3).unwrap();
         Fake::new(2, 2, LOG).leading().observe(&mut checker, 1).expect("both have this");
         assert_eq!(Fake::new(2, 3, LOG).leading().observe(&mut checker, 1), Err("leader completeness"));
     }

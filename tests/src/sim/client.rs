@@ -14,8 +14,8 @@ use crate::sim::plan::Load;
 use bytes::Bytes;
 use floe_raft::Nanos;
 use floe_shard::{
-    Answer, Consistency, Descriptor, NodeId, Query, Refusal, Request, ShardId, ShardMap, Versioned,
-    WriteBatch,
+    Answer, Consistency, Descriptor, MemberChange, NodeId, Query, Refusal, Request, ShardId, ShardMap,
+    Versioned, WriteBatch,
 };
 use std::collections::BTreeMap;
 
@@ -35,6 +35,7 @@ enum Doing {
     Get { key: u32, consistency: Consistency },
     Scan { from: u32, to: u32 },
     Transfer,
+    Members,
 }
 
 #[derive(Clone, Debug)]
@@ -80,6 +81,8 @@ pub struct Counts {
     pub busy: u64,
     /// Without an outcome.
     pub unknown: u64,
+    /// Changes of members that were carried out.
+    pub changed_members: u64,
 }
 
 /// All clients, the keys, and the history.
@@ -188,6 +191,19 @@ impl Clients {
     /// Asks for another leader.
     pub fn transfer(&mut self, now: Nanos, client: ClientId, shard: ShardId, to: NodeId) -> Call {
         self.call(now, client, shard, Doing::Transfer, Request::TransferLeadership { shard, to })
+    }
+
+    /// Asks for other members.
+    pub fn change_members(
+        &mut self,
+        now: Nanos,
+        client: ClientId,
+        shard: ShardId,
+        changes: Vec<MemberChange>,
+        force: bool,
+    ) -> Call {
+        let request = Request::ChangeMembers { shard, changes, force };
+        self.call(now, client, shard, Doing::Members, request)
     }
 
     fn read(&mut self, now: Nanos, client: ClientId, key: u32, consistency: Consistency) -> Call {
@@ -312,6 +328,7 @@ impl Clients {
                 _ => {}
             },
             Doing::Transfer => {}
+            Doing::Members => self.counts.changed_members += u64::from(done),
         }
         Ok(done)
     }

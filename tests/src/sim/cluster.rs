@@ -92,6 +92,8 @@ pub struct Cluster {
     pub faults_total: u64,
     /// Faults drawn so far, whether the plan let them strike or not.
     pub faults_drawn: u64,
+    /// Clients of the harness that have asked for other leaders or members.
+    pub(crate) operators: ClientId,
     /// A kind of fault that waits for a candidate.
     pub(crate) armed: Option<FaultKind>,
     /// Candidates are spared until then, or none would ever be elected.
@@ -130,6 +132,8 @@ pub struct Found {
 pub const BURSTS: ClientId = 1 << 19;
 /// Clients of the harness itself have numbers from here on.
 pub const PROBES: ClientId = 1 << 20;
+/// Those of them that ask for other leaders and members.
+pub const OPERATORS: ClientId = 1 << 21;
 
 impl std::ops::AddAssign for Found {
     fn add_assign(&mut self, other: Self) {
@@ -169,6 +173,7 @@ impl Cluster {
             faults_on: false,
             faults_total: 0,
             faults_drawn: 0,
+            operators: 0,
             armed: None,
             candidates_spared_until: 0,
             damaged: BTreeSet::new(),
@@ -464,6 +469,11 @@ impl Cluster {
         let node = *self.random.pick(&up);
         let call = self.clients.begin(self.queue.now(), client);
         self.send_call(client, node, call);
+    }
+
+    /// Whether the last call of one of the harness's own clients was carried out; `None` while it waits.
+    pub fn outcome(&self, client: ClientId) -> Option<bool> {
+        self.probes.get(&client).copied()
     }
 
     /// Sends a call that a client has begun to a node.

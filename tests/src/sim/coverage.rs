@@ -5,7 +5,7 @@
 //! some role is too weak to say anything about that pair, and fails.
 
 use crate::sim::plan::FaultKind;
-use floe_raft::RoleKind;
+use floe_raft::{Raft, RoleKind};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -22,17 +22,19 @@ pub enum Role {
     Follower,
     /// It stood for election, or asked whether it could win one.
     Candidate,
+    /// It followed without a vote.
+    Learner,
 }
 
 impl Role {
     /// Every role.
-    pub const ALL: [Self; 3] = [Self::Leader, Self::Follower, Self::Candidate];
-}
+    pub const ALL: [Self; 4] = [Self::Leader, Self::Follower, Self::Candidate, Self::Learner];
 
-impl From<RoleKind> for Role {
-    fn from(kind: RoleKind) -> Self {
-        match kind {
+    /// What this replica is.
+    pub fn of(raft: &Raft) -> Self {
+        match raft.role() {
             RoleKind::Leader => Self::Leader,
+            RoleKind::Follower if raft.membership().learners.contains(&raft.id()) => Self::Learner,
             RoleKind::Follower => Self::Follower,
             RoleKind::PreCandidate | RoleKind::Candidate => Self::Candidate,
         }
@@ -50,6 +52,8 @@ pub struct Hits {
     pub follower: u64,
     /// With a candidate.
     pub candidate: u64,
+    /// With a learner.
+    pub learner: u64,
 }
 
 impl Hits {
@@ -58,6 +62,7 @@ impl Hits {
             Role::Leader => self.leader,
             Role::Follower => self.follower,
             Role::Candidate => self.candidate,
+            Role::Learner => self.learner,
         }
     }
 }
@@ -77,6 +82,7 @@ impl Coverage {
         hits.leader += u64::from(roles.contains(&Role::Leader));
         hits.follower += u64::from(roles.contains(&Role::Follower));
         hits.candidate += u64::from(roles.contains(&Role::Candidate));
+        hits.learner += u64::from(roles.contains(&Role::Learner));
     }
 
     /// Adds another run's.
@@ -87,6 +93,7 @@ impl Coverage {
             hits.leader += more.leader;
             hits.follower += more.follower;
             hits.candidate += more.candidate;
+            hits.learner += more.learner;
         }
     }
 
@@ -123,10 +130,12 @@ pub const fn unreachable(kind: FaultKind, role: Role) -> Option<&'static str> {
 
 impl fmt::Display for Coverage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<16} {:>8} {:>8} {:>8} {:>9}", "fault", "strikes", "leader", "follower", "candidate")?;
+        let head = ["strikes", "leader", "follower", "candidate", "learner"];
+        writeln!(f, "{:<16}{}", "fault", head.map(|word| format!(" {word:>9}")).concat())?;
         for (kind, hits) in &self.kinds {
-            let Hits { strikes, leader, follower, candidate } = hits;
-            writeln!(f, "{:<16} {strikes:>8} {leader:>8} {follower:>8} {candidate:>9}", format!("{kind:?}"))?;
+            let Hits { strikes, leader, follower, candidate, learner } = *hits;
+            let row = [strikes, leader, follower, candidate, learner];
+            writeln!(f, "{:<16}{}", format!("{kind:?}"), row.map(|hits| format!(" {hits:>9}")).concat())?;
         }
         Ok(())
     }
@@ -140,7 +149,7 @@ mod tests {
     fn an_empty_cell_is_named_and_an_unreachable_one_is_not() {
         let mut coverage = Coverage::default();
         for kind in FaultKind::ALL {
-            coverage.count(kind, &[Role::Follower, Role::Leader, Role::Follower]);
+            coverage.count(kind, &[Role::Follower, Role::Leader, Role::Follower, Role::Learner]);
             if kind != FaultKind::Kill {
                 coverage.count(kind, &[Role::Candidate]);
             }

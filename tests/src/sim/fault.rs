@@ -4,8 +4,9 @@
 //! Any number of nodes may be down at once, but every one comes back with all that was durable, except for
 //! damaged disks: those are so few that each shard keeps a quorum.
 
+use crate::sim::client::ClientId;
 use crate::sim::clock::{MS, SEC};
-use crate::sim::cluster::{BURSTS, Cluster, Event, PROBES};
+use crate::sim::cluster::{BURSTS, Cluster, Event, OPERATORS};
 use crate::sim::coverage::Role;
 use crate::sim::damage::Damage;
 use crate::sim::disk::{CallKind, Crash};
@@ -117,7 +118,7 @@ impl Cluster {
         let cores = self.nodes[node].process.iter().flat_map(|process| &process.cores);
         let multis = cores.filter_map(|core| core.worker.multi());
         let rafts = multis.flat_map(|multi| multi.shards().filter_map(|shard| multi.raft(shard)));
-        rafts.map(|raft| Role::from(raft.role())).collect()
+        rafts.map(Role::of).collect()
     }
 
     /// Makes a fault of this kind happen now, its victim and duration drawn.
@@ -192,6 +193,7 @@ impl Cluster {
                 }
             }
             FaultKind::Transfer => self.ask_for_transfer(node),
+            FaultKind::Members => self.change_seat(node, lasts),
             FaultKind::BitRot => self.damage(node, Damage::BitRot),
             FaultKind::LostWrite => self.damage(node, Damage::LostWrite),
             FaultKind::Misdirected => self.damage(node, Damage::Misdirected),
@@ -372,11 +374,23 @@ impl Cluster {
     }
 
     fn ask_for_transfer(&mut self, node: usize) {
-        let shard = self.shards[self.random.index(self.shards.len())].clone();
-        let to = self.random.pick(&shard.replicas).node;
-        let client = PROBES + 1_000_000 + self.faults_total as u32;
-        let call = self.clients.transfer(self.queue.now(), client, shard.shard, to);
+        let shard = self.shards[self.random.index(self.shards.len())].shard;
+        self.hand_over(node, shard);
+    }
+
+    /// Asks a node to have the leadership of a shard handed to some member.
+    pub(crate) fn hand_over(&mut self, node: usize, shard: ShardId) {
+        let members = self.descriptor(shard).replicas;
+        let to = self.random.pick(&members).node;
+        let client = self.operator();
+        let call = self.clients.transfer(self.queue.now(), client, shard, to);
         self.send_call(client, node, call);
+    }
+
+    /// A client of the harness that has asked for nothing yet.
+    pub(crate) fn operator(&mut self) -> ClientId {
+        self.operators += 1;
+        OPERATORS + self.operators
     }
 
     /// Ends a pause: steps that were put off take place now.

@@ -63,13 +63,15 @@ pub enum FaultKind {
     OtherCores,
     /// Leadership of a shard is handed over.
     Transfer,
+    /// A node's seat in a shard changes: it joins, is promoted, demoted, removed, or swapped for another.
+    Members,
     /// Leaders are cut off or killed soon after their election: what Figure 8 of the paper is made of.
     NewLeader,
 }
 
 impl FaultKind {
     /// Every kind.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Kill,
         Self::PowerCut,
         Self::PowerCutAll,
@@ -93,6 +95,7 @@ impl FaultKind {
         Self::Shutdown,
         Self::OtherCores,
         Self::Transfer,
+        Self::Members,
         Self::NewLeader,
     ];
 }
@@ -184,6 +187,16 @@ impl Plan {
         }
         if kinds.is_empty() {
             kinds.push(*random.pick(&FaultKind::ALL));
+        }
+        // Members that come and go among all other faults, in many seeds.
+        if !kinds.contains(&FaultKind::Members) && random.percent(30) {
+            kinds.push(FaultKind::Members);
+        }
+        if kinds.contains(&FaultKind::Members) {
+            plan.replication = 3;
+            if random.percent(80) {
+                plan.cores.resize(*random.pick(&[4, 5]), plan.cores[0]);
+            }
         }
         plan.faults = kinds.into_iter().map(|kind| (kind, random.between(1, 8))).collect();
         plan.aims_at_candidates = random.percent(40);

@@ -11,7 +11,7 @@ use crate::sim::coverage::Coverage;
 use crate::sim::node::Process;
 use crate::sim::plan::Plan;
 use floe_raft::{Mark, Nanos};
-use floe_shard::{Descriptor, MultiRaft, ReplicaPlace, ShardId};
+use floe_shard::{MultiRaft, NodeId, ReplicaPlace, ShardId};
 use std::collections::BTreeMap;
 
 /// Probes that write have numbers from here on, then those that read.
@@ -219,17 +219,20 @@ impl Cluster {
     }
 
     fn demand_equal_replicas(&mut self) -> Result<(), Violation> {
-        let equal = |cluster: &Self, shard: &Descriptor| {
-            let states = cluster.states(shard.shard);
+        let equal = |cluster: &Self, shard: ShardId| {
+            let states = cluster.states(shard);
+            let members = cluster.descriptor(shard).replicas;
             let lives = |place: &&ReplicaPlace| !cluster.nodes[index(place.node)].is_condemned;
-            states.len() == shard.replicas.iter().filter(lives).count()
-                && states.iter().all(|state| *state == states[0])
+            let nodes: Vec<_> = members.iter().filter(lives).map(|place| place.node).collect();
+            let all_live = nodes.iter().all(|node| states.iter().any(|(at, _)| at == node));
+            all_live && states.len() == nodes.len() && states.iter().all(|(_, state)| *state == states[0].1)
         };
-        if self.run_until(IDLE_NS_MAX, |cluster| cluster.shards.iter().all(|shard| equal(cluster, shard)))? {
+        let shards: Vec<ShardId> = self.shards.iter().map(|shard| shard.shard).collect();
+        if self.run_until(IDLE_NS_MAX, |cluster| shards.iter().all(|shard| equal(cluster, *shard)))? {
             return Ok(());
         }
-        let unequal = self.shards.iter().filter(|shard| !equal(self, shard));
-        let replicas: Vec<String> = unequal.map(|shard| self.describe(shard.shard)).collect();
+        let unequal = shards.iter().filter(|shard| !equal(self, **shard));
+        let replicas: Vec<String> = unequal.map(|shard| self.describe(*shard)).collect();
         Err(Violation::new("convergence", format!("replicas differ:\n{}", replicas.join("\n"))))
     }
 
@@ -250,21 +253,23 @@ impl Cluster {
         Ok(())
     }
 
-    fn multis(&self) -> impl Iterator<Item = (&crate::sim::node::Node, &MultiRaft)> {
+    /// Every running core that has recovered its replicas.
+    pub(crate) fn multis(&self) -> impl Iterator<Item = (&crate::sim::node::Node, &MultiRaft)> {
         self.nodes.iter().flat_map(|node| {
             let cores = node.process.iter().flat_map(|process| &process.cores);
             cores.filter_map(move |core| Some((node, core.worker.multi()?)))
         })
     }
 
-    fn states(&self, shard: ShardId) -> Vec<(Mark, u64)> {
-        self.multis().filter_map(|(_, multi)| multi.state_hash(shard)).collect()
+    fn states(&self, shard: ShardId) -> Vec<(NodeId, (Mark, u64))> {
+        self.multis().filter_map(|(node, multi)| Some((node.id, multi.state_hash(shard)?))).collect()
     }
 
     fn describe(&self, shard: ShardId) -> String {
         let replicas = self
             .multis()
-            .filter_map(|(node, multi)| Some(format!("{}: {:?}", node.id, multi.status(shard)?)));
+            .filter_map(|(node, multi)| Some((node.id, multi.status(shard)?, multi.raft(shard)?.status())))
+            .map(|(node, status, raft)| format!("{node}: {status:?}\n  {raft:?}"));
         replicas.collect::<Vec<_>>().join("\n")
     }
 

@@ -5,6 +5,7 @@
 
 mod check_history;
 mod engine;
+mod members;
 mod processes;
 mod scenarios;
 mod sim_command;

@@ -10,13 +10,13 @@ use floe_tests::sim::disk::{CallKind, Crash};
 use floe_tests::sim::plan::{FaultKind, Plan};
 
 /// Runs the load until so many operations have begun.
-fn load(cluster: &mut Cluster, operations: u64) -> Result<(), Violation> {
+pub(crate) fn load(cluster: &mut Cluster, operations: u64) -> Result<(), Violation> {
     let done = cluster.run_until(120 * SEC, |cluster| cluster.clients.counts.begun >= operations)?;
     assert!(done, "only {:?} operations in two minutes", cluster.clients.counts);
     Ok(())
 }
 
-fn heal_and_judge(cluster: &mut Cluster) -> Result<Nanos, Violation> {
+pub(crate) fn heal_and_judge(cluster: &mut Cluster) -> Result<Nanos, Violation> {
     cluster.heal();
     cluster.wait_until_started()?;
     let recovery_ns = cluster.demand_fresh_writes()?;
@@ -25,7 +25,7 @@ fn heal_and_judge(cluster: &mut Cluster) -> Result<Nanos, Violation> {
 }
 
 /// Runs a scenario on a few seeds; a broken promise names the seed.
-fn on_seeds(nodes: usize, scenario: impl Fn(&mut Cluster) -> Result<(), Violation>) {
+pub(crate) fn on_seeds(nodes: usize, scenario: impl Fn(&mut Cluster) -> Result<(), Violation>) {
     on_plans(|seed| Plan::quiet(seed, nodes), scenario);
 }
 
