@@ -43,6 +43,7 @@ pub mod clock;
 pub mod codec;
 pub mod config;
 pub mod disk;
+mod disk_watch;
 pub mod driver;
 pub mod dumps;
 pub mod engine;

@@ -4,6 +4,7 @@ use crate::boot::{BootRecord, stream_name};
 use crate::codec;
 use crate::config::WalSettings;
 use crate::disk::{DiskResult, OpId, OpOwner};
+use crate::disk_watch::{Change, DiskWatch};
 use crate::dumps::Dumps;
 use crate::metrics::{add, set};
 use crate::promise::DurablePromise;
@@ -57,8 +58,7 @@ pub struct Running {
     /// Everything found at start stands in this core's stream once it is durable up to here.
     pub(crate) settled_at: Option<FrameSeq>,
     pub(crate) settling: Settling,
-    /// Since when the log's disk has been known not to answer.
-    pub(crate) wedged_since: Option<Nanos>,
+    pub(crate) disk_watch: DiskWatch,
     pub(crate) promise: DurablePromise,
     pub(crate) housekeeping_at: Nanos,
     pub(crate) draining_until: Option<Nanos>,
@@ -125,7 +125,7 @@ impl Running {
             held: VecDeque::new(),
             settled_at: None,
             settling: Settling::new(record.clone()),
-            wedged_since: None,
+            disk_watch: DiskWatch::new(patience(config)),
             promise,
             housekeeping_at: now,
             draining_until: None,
@@ -248,32 +248,21 @@ impl Running {
         self.multi.has_work()
     }
 
-    /// A core whose disk doesn't answer can't do its work: it stops beating and leading, so that others can,
-    /// until the disk answers.
+    /// Stops leading while the log's disk doesn't answer.
     fn watch_disk(&mut self, now: Nanos) {
-        let is_stuck = self.stuck_at().is_some_and(|at| at <= now);
-        if is_stuck == self.wedged_since.is_some() {
-            return;
-        }
         let core = self.config.me;
-        if let Some(since) = self.wedged_since.take() {
-            let ms = now.saturating_sub(since) / MS;
-            tracing::warn!(%core, ms, "the log's disk answers again: this core may lead again");
-        } else {
-            self.wedged_since = Some(now);
-            add(&self.config.metrics.wal_stuck, 1);
-            tracing::error!(%core, "the log's disk doesn't answer: this core stops leading until it does");
+        match self.disk_watch.turn(now, self.wal.waiting_since()) {
+            None => return,
+            Some(Change::Stuck) => {
+                add(&self.config.metrics.wal_stuck, 1);
+                tracing::error!(%core, "the log's disk doesn't answer: this core stops leading until it does");
+            }
+            Some(Change::Answers { after }) => {
+                let ms = after / MS;
+                tracing::warn!(%core, ms, "the log's disk answers again: this core may lead again");
+            }
         }
-        self.multi.set_wedged(now, is_stuck);
-    }
-
-    /// When the log's disk is taken for stuck if nothing comes back before.
-    fn stuck_at(&self) -> Option<Nanos> {
-        let patience = match self.config.wal.stuck_after {
-            Some(after) => u64::try_from(after.as_nanos()).unwrap_or(Nanos::MAX),
-            None => self.config.shard.raft.election_timeout_max_ns,
-        };
-        self.wal.waiting_since().map(|since| since.saturating_add(patience))
+        self.multi.set_wedged(now, self.disk_watch.is_stuck());
     }
 
     /// What waited for durability goes on, in order.
@@ -400,7 +389,7 @@ impl Running {
             .min(self.requests.earliest())
             .min(self.housekeeping_at)
             .min(drain)
-            .min(self.stuck_at().filter(|_| self.wedged_since.is_none()).unwrap_or(Nanos::MAX))
+            .min(self.disk_watch.deadline(self.wal.waiting_since()))
     }
 
     /// Once everything found or bootstrapped at start is durable in this core's stream, core 0 is told.
@@ -488,6 +477,14 @@ fn wal_config(settings: &WalSettings, record: &BootRecord, stream: u32) -> WalCo
         frame_bytes_max: settings.frame_bytes_max,
         spares: settings.spares,
         seal_idle_ns: 10 * MS,
+    }
+}
+
+/// How long the log's disk may take for a call: unless set, the upper election timeout.
+fn patience(config: &WorkerConfig) -> Nanos {
+    match config.wal.stuck_after {
+        Some(after) => u64::try_from(after.as_nanos()).unwrap_or(Nanos::MAX),
+        None => config.shard.raft.election_timeout_max_ns,
     }
 }
 
