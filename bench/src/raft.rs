@@ -8,15 +8,14 @@ use crate::machine::{self, Machine};
 use crate::options::RaftOptions;
 use crate::usage;
 use bytes::Bytes;
-use floe_raft::{Config, EntryKind, HardState, Mark, Membership, Message, Raft, Ready, ReplicaId, Restored};
 use serde::Serialize;
-use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Duration;
+use trio::Trio;
 
-const REPLICAS: u64 = 3;
-/// Entries after which a replica compacts its log.
-const COMPACT_EVERY: u64 = 4096;
+#[path = "../../raft/tests/trio/mod.rs"]
+mod trio;
+
 /// Batches between two looks at the clock.
 const BATCHES: u64 = 500;
 
@@ -37,10 +36,10 @@ pub fn run(options: &RaftOptions) -> Result<bool, BenchError> {
     let payload = Bytes::from(vec![7; options.payload as usize]);
     let mut rates = Vec::new();
     for run in 1..=options.runs {
-        let mut group = Group::new();
-        group.measure(options, &payload, Duration::from_millis(300));
-        let rate = group.measure(options, &payload, Duration::from_secs_f64(options.seconds));
-        if !group.all_have_applied_all() {
+        let mut trio = Trio::new();
+        measure(&mut trio, options.batch, &payload, Duration::from_millis(300));
+        let rate = measure(&mut trio, options.batch, &payload, Duration::from_secs_f64(options.seconds));
+        if !trio.all_have_applied(trio.proposed(), payload.len()) {
             return Ok(false);
         }
         println!("run {run}: {rate:>12.0} entries per CPU-second, {:.0} ns each", 1e9 / rate);
@@ -60,88 +59,17 @@ pub fn run(options: &RaftOptions) -> Result<bool, BenchError> {
     Ok(true)
 }
 
-/// Three replicas, of which the first leads.
-struct Group {
-    replicas: Vec<Raft>,
-    net: VecDeque<Message>,
-    ready: Ready,
-    proposed: u64,
-}
-
-impl Group {
-    fn new() -> Self {
-        let id = |number| ReplicaId::new(number).expect("numbers start at 1");
-        let membership = Membership::of_voters((1..=REPLICAS).map(id));
-        let start = |number| {
-            let restored = Restored {
-                hard_state: HardState::default(),
-                snapshot: Mark::ZERO,
-                membership: membership.clone(),
-                entries: Vec::new(),
-                applied: 0,
-            };
-            Raft::new(id(number), &Config::default(), restored, 0, 1)
-        };
-        let replicas = (1..=REPLICAS).map(start).collect();
-        let mut group = Self { replicas, net: VecDeque::new(), ready: Ready::default(), proposed: 0 };
-        group.replicas[0].campaign(0);
-        group.settle();
-        group
-    }
-
-    /// Entries per second of processor time, over about `time` of it.
-    fn measure(&mut self, options: &RaftOptions, payload: &Bytes, time: Duration) -> f64 {
-        let (begun, first) = (usage::cpu_time(), self.proposed);
-        loop {
-            for _ in 0..BATCHES {
-                self.batch(options.batch, payload);
-            }
-            let used = usage::cpu_time() - begun;
-            if used >= time {
-                return (self.proposed - first) as f64 / used.as_secs_f64();
-            }
+/// Entries per second of processor time, over about `time` of it.
+fn measure(trio: &mut Trio, batch: u32, payload: &Bytes, time: Duration) -> f64 {
+    let (begun, first) = (usage::cpu_time(), trio.proposed());
+    loop {
+        for _ in 0..BATCHES {
+            trio.batch(u64::from(batch), payload);
         }
-    }
-
-    fn batch(&mut self, entries: u32, payload: &Bytes) {
-        for _ in 0..entries {
-            let proposed = self.replicas[0].propose(0, EntryKind::Command, 0, payload.clone());
-            proposed.expect("the leader stays, and all before it is committed");
-            self.proposed += 1;
+        let used = usage::cpu_time() - begun;
+        if used >= time {
+            return (trio.proposed() - first) as f64 / used.as_secs_f64();
         }
-        self.settle();
-    }
-
-    fn settle(&mut self) {
-        loop {
-            (0..self.replicas.len()).for_each(|at| self.turn(at));
-            if self.net.is_empty() {
-                return;
-            }
-            while let Some(message) = self.net.pop_front() {
-                let to = message.to.get() as usize - 1;
-                self.replicas[to].step(0, message).expect("working replicas make sense");
-            }
-        }
-    }
-
-    fn turn(&mut self, at: usize) {
-        let (raft, ready) = (&mut self.replicas[at], &mut self.ready);
-        while raft.has_ready() {
-            raft.ready(ready);
-            ready.write.into_iter().for_each(|write| raft.persisted(write));
-            ready.committed.last().into_iter().for_each(|entry| raft.applied(entry.mark.index));
-            self.net.extend(ready.messages.drain(..));
-            self.net.extend(ready.messages_after_persist.drain(..));
-        }
-        if raft.applied_index() + 1 - raft.first_index() >= COMPACT_EVERY {
-            raft.compact(raft.applied_index());
-        }
-    }
-
-    /// All proposals, and the leader's own first entry.
-    fn all_have_applied_all(&self) -> bool {
-        self.replicas.iter().all(|raft| raft.applied_index() == self.proposed + 1)
     }
 }
 
@@ -151,12 +79,12 @@ mod tests {
 
     #[test]
     fn what_is_measured_is_applied_on_all_replicas() {
-        let options = RaftOptions { batch: 8, payload: 16, seconds: 0.01, runs: 1, json: None };
-        let mut group = Group::new();
-        assert!(group.measure(&options, &Bytes::new(), Duration::ZERO) > 0.0);
-        assert_eq!(group.proposed, 8 * BATCHES);
-        assert!(group.all_have_applied_all());
-        group.proposed += 1;
-        assert!(!group.all_have_applied_all());
+        let mut trio = Trio::new();
+        let payload = Bytes::from_static(&[7; 16]);
+        assert!(measure(&mut trio, 8, &payload, Duration::ZERO) > 0.0);
+        assert_eq!(trio.proposed(), 8 * BATCHES);
+        assert!(trio.all_have_applied(8 * BATCHES, 16));
+        assert!(!trio.all_have_applied(8 * BATCHES + 1, 16));
+        assert!(!trio.all_have_applied(8 * BATCHES, 17));
     }
 }

@@ -173,17 +173,24 @@ impl Raft {
     }
 
     /// Appends what the log doesn't hold yet, replacing whatever conflicts.
-    fn take_entries(&mut self, entries: Vec<Entry>) {
-        for entry in entries {
-            let Mark { term, index } = entry.mark;
-            match self.log.term_at(index) {
-                Some(held) if held == term => continue,
-                None if index <= self.log.base().index => continue,
-                Some(_) if planted::is(Planted::ConflictKept) => continue,
-                Some(held) => self.cut_conflict(index, held, term),
-                None => {}
-            }
-            self.append(entry);
+    fn take_entries(&mut self, mut entries: Vec<Entry>) {
+        let held = entries.iter().take_while(|entry| self.holds(entry.mark)).count();
+        entries.drain(..held);
+        let Some(Mark { term, index }) = entries.first().map(|entry| entry.mark) else { return };
+        if let Some(held) = self.log.term_at(index) {
+            self.cut_conflict(index, held, term);
+        }
+        for entry in &entries {
+            self.members.note(entry);
+        }
+        self.log.extend(entries);
+    }
+
+    /// Whether the entry at `mark` needn't be taken: it is in the log, or behind it.
+    fn holds(&self, mark: Mark) -> bool {
+        match self.log.term_at(mark.index) {
+            Some(held) => held == mark.term || planted::is(Planted::ConflictKept),
+            None => mark.index <= self.log.base().index,
         }
     }
 

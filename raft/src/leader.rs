@@ -269,9 +269,11 @@ fn send_append(
     let prev = Mark::new(view.log.term_at(peer.next - 1)?, peer.next - 1);
     let to = if max_bytes.is_some() { view.log.last_index() } else { prev.index };
     let slice = view.log.slice(peer.next, to, max_bytes.unwrap_or(0));
-    let mut entries = Vec::with_capacity(slice.len());
     let is_full = peer.full_until.is_some();
-    entries.extend(slice.take_while(|entry| !is_full || entry.kind != EntryKind::Command).cloned());
+    let first_command =
+        || view.log.slice(peer.next, to, usize::MAX).position(|entry| entry.kind == EntryKind::Command);
+    let room = is_full.then(first_command).flatten().unwrap_or(usize::MAX);
+    let entries: Vec<_> = slice.take(room).cloned().collect();
     let sent = (prev.index + entries.len() as u64, entries.iter().map(Entry::size).sum());
     peer.told_commit = view.commit;
     peer.sent_at = view.now;

@@ -82,9 +82,9 @@
 //!         if let Some(write) = ready.write {
 //!             raft.persisted(write);
 //!         }
-//!         if let Some(last) = ready.committed.last() {
-//!             raft.applied(last.mark.index);
-//!             applied.extend(ready.committed.drain(..));
+//!         applied.extend(raft.slice(ready.committed.clone()).cloned());
+//!         if let Some(last) = ready.committed.clone().last() {
+//!             raft.applied(last);
 //!         }
 //!     }
 //! }

@@ -88,24 +88,33 @@ impl Log {
     }
 
     /// Appends entries in order.
-    pub(crate) fn extend(&mut self, entries: impl IntoIterator<Item = Entry>) {
-        entries.into_iter().for_each(|entry| self.push(entry));
+    pub(crate) fn extend(&mut self, entries: Vec<Entry>) {
+        let mut last = self.last_mark();
+        for entry in &entries {
+            self.note(last, entry);
+            last = entry.mark;
+        }
+        self.entries.extend(entries);
     }
 
     /// Appends one entry.
     pub(crate) fn push(&mut self, entry: Entry) {
-        let last = self.last_mark();
+        self.note(self.last_mark(), &entry);
+        self.entries.push_back(entry);
+    }
+
+    /// An entry comes after `last`.
+    fn note(&mut self, last: Mark, entry: &Entry) {
         assert!(
             entry.mark.index == last.index + 1 && entry.mark.term >= last.term,
             "entry {} can't follow {last} (base {})",
             entry.mark,
             self.base
         );
-        if self.runs.back().is_none_or(|run| run.term < entry.mark.term) {
+        if entry.mark.term > last.term || self.runs.is_empty() {
             self.runs.push_back(entry.mark);
         }
         self.bytes += entry.size();
-        self.entries.push_back(entry);
     }
 
     /// Drops the entries from `from` on.
@@ -165,16 +174,21 @@ impl Log {
         max_bytes: usize,
     ) -> impl ExactSizeIterator<Item = &Entry> {
         let to = to.min(self.last_index());
-        let (mut start, mut count, mut bytes) = (0, 0, 0);
-        if from > self.base.index && from <= to {
-            start = (from - self.base.index - 1) as usize;
-            for entry in self.entries.range(start..=(to - self.base.index - 1) as usize) {
-                bytes += entry.size();
-                if count > 0 && bytes > max_bytes {
-                    break;
-                }
-                count += 1;
+        if from <= self.base.index || from > to {
+            return self.entries.range(0..0);
+        }
+        let (start, end) = ((from - self.base.index - 1) as usize, (to - self.base.index) as usize);
+        // Most slices can't exceed the bound, whatever is in them.
+        if self.bytes <= max_bytes {
+            return self.entries.range(start..end);
+        }
+        let (mut count, mut bytes) = (0, 0);
+        for entry in self.entries.range(start..end) {
+            bytes += entry.size();
+            if count > 0 && bytes > max_bytes {
+                break;
             }
+            count += 1;
         }
         self.entries.range(start..start + count)
     }

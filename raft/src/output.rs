@@ -9,6 +9,7 @@ use crate::ready::{Leadership, ReadState, Ready};
 use crate::status::RoleKind;
 use crate::types::{Entry, HardState, Index, Mark, ReplicaId, Term};
 use crate::writes::Ballot;
+use std::ops::Range;
 
 /// What waits for the next `ready`.
 #[derive(Debug, Default)]
@@ -108,17 +109,10 @@ impl Raft {
         if self.installing.is_some() {
             return;
         }
-        let slice = self.log.slice(self.applying + 1, self.may_apply_to(), self.config.apply_bytes_max);
-        out.committed.extend(slice.cloned());
-        if let (Some(first), Some(last)) = (out.committed.first(), out.committed.last()) {
-            assert!(
-                first.mark.index == self.applying + 1,
-                "{}: applies {first:?} after {}",
-                self.id,
-                self.applying
-            );
-            self.applying = last.mark.index;
-        }
+        let from = self.applying + 1;
+        let count = self.log.slice(from, self.may_apply_to(), self.config.apply_bytes_max).len() as u64;
+        out.committed = from..from + count;
+        self.applying += count;
     }
 
     /// Messages that reveal the ballot wait until it is durable.
@@ -229,6 +223,19 @@ impl Raft {
     /// admitted. Empty if `from` is not in the log.
     pub fn entries(&self, from: Index, to_inclusive: Index, max_bytes: usize) -> Vec<Entry> {
         self.log.slice(from, to_inclusive, max_bytes).cloned().collect()
+    }
+
+    /// The entries at `range`, as they lie in the log. Nothing is copied.
+    ///
+    /// # Panics
+    /// If one of them isn't in the log. What [`crate::Ready::committed`] names is, until it was applied and
+    /// [`Raft::compact`] has dropped it, or a snapshot has come into its place.
+    pub fn slice(&self, range: Range<Index>) -> impl ExactSizeIterator<Item = &Entry> {
+        let slice = self.log.slice(range.start, range.end.saturating_sub(1), usize::MAX);
+        let (base, last, count) =
+            (self.log.base(), self.log.last_mark(), range.end.saturating_sub(range.start));
+        assert!(slice.len() as u64 == count, "{}: {range:?} isn't in the log {base}..={last}", self.id);
+        slice
     }
 
     /// Bytes of the entries held in memory, by [`Entry::size`].

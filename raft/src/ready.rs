@@ -3,6 +3,7 @@
 use crate::membership::Membership;
 use crate::message::Message;
 use crate::types::{Entry, HardState, Index, Mark, ReplicaId, Term, WriteId};
+use std::ops::Range;
 
 /// One batch of work. The caller clears and reuses it; on the steady path nothing is allocated per
 /// entry. Fill it with [`crate::Raft::ready`], then, in any order and as late as it likes:
@@ -26,8 +27,9 @@ pub struct Ready {
     /// A staged snapshot to install: persist the install record, swap the state, then report
     /// [`crate::Raft::snapshot_installed`]. Never together with `committed`.
     pub snapshot: Option<SnapshotInstall>,
-    /// Committed entries to apply, contiguous, at most up to min(commit, own durable index).
-    pub committed: Vec<Entry>,
+    /// Committed entries to apply, at most up to min(commit, own durable index). They stay in the log until
+    /// they have been applied: read them there with [`crate::Raft::slice`].
+    pub committed: Range<Index>,
     /// Reads that may be served once `index` is applied here.
     pub reads: Vec<ReadState>,
     /// Contexts of reads that can't be served (leadership lost, no leader); the caller answers or retries.
@@ -85,7 +87,7 @@ impl Ready {
         self.hard_state = None;
         self.entries.clear();
         self.snapshot = None;
-        self.committed.clear();
+        self.committed = 0..0;
         self.reads.clear();
         self.reads_dropped.clear();
         self.snapshots_needed.clear();

@@ -44,7 +44,7 @@ fn said(raft: &mut Raft, ready: &mut Ready) -> Vec<Message> {
     while raft.has_ready() {
         raft.ready(ready);
         ready.write.into_iter().for_each(|write| raft.persisted(write));
-        ready.committed.last().into_iter().for_each(|entry| raft.applied(entry.mark.index));
+        ready.committed.clone().last().into_iter().for_each(|index| raft.applied(index));
         messages.append(&mut ready.messages);
         messages.append(&mut ready.messages_after_persist);
     }

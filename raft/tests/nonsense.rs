@@ -101,8 +101,8 @@ impl Victim {
         self.raft.ready(&mut self.ready);
         let snapshot = self.ready.snapshot.take().map(|install| install.mark);
         self.writes.extend(self.ready.write.map(|write| (write, snapshot)));
-        if let Some(last) = self.ready.committed.last() {
-            self.raft.applied(last.mark.index);
+        if let Some(last) = self.ready.committed.clone().last() {
+            self.raft.applied(last);
         }
     }
 

@@ -53,7 +53,7 @@ impl MultiRaft {
         }
         self.write(slot, &mut ready, out);
         self.send(slot, &mut ready, out);
-        self.apply(slot, &mut ready, out);
+        self.apply(slot, &ready, out);
         self.answer_reads(slot, &ready, out);
         for &follower in &ready.snapshots_needed {
             self.feed_dump(slot, follower);
@@ -168,13 +168,14 @@ impl MultiRaft {
             .extend(late.map(|(addr, message)| (addr, PeerMessage::Raft { shard, epoch, message })));
     }
 
-    fn apply(&mut self, slot: usize, ready: &mut Ready, out: &mut Output) {
+    fn apply(&mut self, slot: usize, ready: &Ready, out: &mut Output) {
         let Self { replicas, callers, stats, peers, .. } = self;
         let replica = &mut replicas[slot];
         let members_before = replica.descriptor.epoch.membership;
-        let Some(last) = ready.committed.last().map(|entry| entry.mark.index) else { return };
-        stats.applied += ready.committed.len() as u64;
-        for entry in ready.committed.drain(..) {
+        let Some(last) = ready.committed.clone().last() else { return };
+        stats.applied += ready.committed.end - ready.committed.start;
+        for index in ready.committed.clone() {
+            let Some(entry) = replica.raft.slice(index..index + 1).next().cloned() else { break };
             let applied = replica.apply(&entry);
             while let Some((id, fate)) = replica.proposals.settle(entry.mark) {
                 let answer = match fate {

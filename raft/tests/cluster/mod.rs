@@ -340,7 +340,9 @@ impl Cluster {
             });
         }
         ready.messages.drain(..).for_each(|message| self.post(message));
-        for entry in &ready.committed {
+        let committed: Vec<_> =
+            self.nodes[number - 1].raft().slice(ready.committed.clone()).cloned().collect();
+        for entry in &committed {
             self.say(format!("{id} applies {}", describe_entry(entry)));
             self.check_committed(number, entry);
         }
@@ -354,7 +356,7 @@ impl Cluster {
             self.say(format!("{id} needs a snapshot for {peer}"));
         }
         let node = &mut self.nodes[number - 1];
-        node.to_apply.extend(ready.committed.drain(..));
+        node.to_apply.extend(committed);
         node.reads.extend(ready.reads.iter().map(|read| (read.context, read.index)));
         let applied = node.raft().applied_index();
         let served = ready.reads.iter().map(|read| read.index).filter(|index| *index <= applied).max();
