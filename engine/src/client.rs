@@ -1,7 +1,7 @@
-//! The handle by which any thread and any async runtime talks to the node.
+//! The handle by which any thread and any async runtime talks to a node of the same process, or to a cluster in others.
 //!
 //! A call encodes its command once, finds the shard by key, and posts it to the core that owns the
-//! shard; the future it returns is a plain one. A linearizable read of a shard that this node leads under a
+//! shard, or ([`Client::connect`], `remote.rs`) to a node that can serve it; the future it returns is a plain one. A linearizable read of a shard that this node leads under a
 //! lease is done on the caller's thread instead (`read_cell.rs`), before the call returns. Every call has a deadline, enforced by the core.
 //! Dropping a future abandons the wait, not the command.
 
@@ -9,6 +9,7 @@ use crate::clock;
 use crate::error::{ReadError, TransferError, WriteError, WriteOutcome};
 use crate::mailbox::{Mailbox, Post, Slot, Wait};
 use crate::read_cell::ReadCells;
+use crate::remote::{ConnectError, Remote};
 use bytes::Bytes;
 use floe_raft::Nanos;
 use floe_shard::descriptor::{Descriptor, KeyRange};
@@ -20,6 +21,7 @@ use floe_shard::{
 };
 use std::cell::Cell;
 use std::future::Future;
+use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -35,10 +37,64 @@ pub(crate) struct Shared {
     pub cells: Arc<ReadCells>,
 }
 
+/// Whom a client talks to.
+#[derive(Clone)]
+pub(crate) enum Backend {
+    /// The node in this process.
+    Node(Arc<Shared>),
+    /// Nodes in other processes.
+    Remote(Arc<Remote>),
+}
+
+/// The shard map of a back end.
+enum Map<'a> {
+    Of(&'a ShardMap),
+    Learned(arc_swap::Guard<Arc<ShardMap>>),
+}
+
+impl Deref for Map<'_> {
+    type Target = ShardMap;
+
+    fn deref(&self) -> &ShardMap {
+        match self {
+            Self::Of(map) => map,
+            Self::Learned(map) => map,
+        }
+    }
+}
+
+impl Shared {
+    /// Answers a linearizable read on this thread, under the lease; `None` = ask the core. The clock comes after
+    /// the load.
+    pub(crate) fn read_here(&self, request: &Request) -> Option<Answer> {
+        let Request::Read { shard, range_epoch, query, consistency } = request else { return None };
+        if !consistency.is_linearizable() {
+            return None;
+        }
+        let open = self.cells.load(*shard)?;
+        open.read(*range_epoch, query, clock::now())
+    }
+
+    /// Posts a request to the core that owns its shard.
+    pub(crate) fn post(&self, request: Request, deadline: Nanos, slot: Arc<Slot>) -> Result<(), Refusal> {
+        let mailbox = &self.mailboxes[usize::from(request.shard().core(self.cores))];
+        match mailbox.post(Post { request, deadline, slot }) {
+            Ok(()) => Ok(()),
+            Err(_) if mailbox.is_closed() => {
+                Err(Refusal::Unavailable { reason: "the node has shut down".into() })
+            }
+            Err(_) => Err(Refusal::Busy(BusyReason::Requests)),
+        }
+    }
+}
+
+/// Deadline of a remote client's calls, unless it is told another.
+const REMOTE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A clonable handle to a node; cheap to clone, usable from any thread.
 #[derive(Clone)]
 pub struct Client {
-    shared: Arc<Shared>,
+    backend: Backend,
     timeout: Duration,
     consistency: Consistency,
 }
@@ -116,7 +172,13 @@ impl<T, E> Call<T, E> {
     }
 
     /// Waits on this thread, without an executor.
-    fn block(self) -> Result<T, E> {
+    ///
+    /// # Errors
+    /// As the call that it is.
+    ///
+    /// # Panics
+    /// If it was polled to its end before.
+    pub fn wait(self) -> Result<T, E> {
         match self.state {
             State::Known(outcome) => outcome,
             State::Waits(wait) => (self.decide)(wait.0.wait()),
@@ -161,8 +223,28 @@ impl<T: Unpin, E: Unpin> Future for Call<T, E> {
 type Started = Result<Arc<Slot>, Refusal>;
 
 impl Client {
-    pub(crate) fn new(shared: Arc<Shared>, timeout: Duration) -> Self {
-        Self { shared, timeout, consistency: Consistency::Linearizable }
+    pub(crate) fn new(backend: Backend, timeout: Duration) -> Self {
+        Self { backend, timeout, consistency: Consistency::Linearizable }
+    }
+
+    /// A client of a cluster in other processes: `endpoints` are addresses (`host:port`) of some of its nodes; the
+    /// others are found. Same calls, same semantics as on a node: deadlines (10 s; [`Client::with_timeout`]), errors
+    /// that say whether a write may have been done, `Busy` at a bound (65,536 requests or 256 MiB under way).
+    /// It connects again by itself, finds who leads, and sends nothing a second time that may have been
+    /// done. Returns once a node has told where the shards are, within 5 s.
+    ///
+    /// ```no_run
+    /// let client = floe::Client::connect(&["10.0.0.1:7401", "10.0.0.2:7401"])?;
+    /// client.put_blocking("ice/floe", "drifts")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// No endpoint answers; says what came of each.
+    pub fn connect(endpoints: &[impl AsRef<str>]) -> Result<Self, ConnectError> {
+        let endpoints: Vec<_> = endpoints.iter().map(|endpoint| endpoint.as_ref().to_owned()).collect();
+        let remote = Remote::connect(&endpoints)?;
+        Ok(Self::new(Backend::Remote(Arc::new(remote)), REMOTE_TIMEOUT))
     }
 
     /// The same client with another deadline, counted from each call.
@@ -185,7 +267,7 @@ impl Client {
     /// # Errors
     /// See [`WriteError`].
     pub fn put_blocking(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<u64, WriteError> {
-        self.put(key, value).block()
+        self.put(key, value).wait()
     }
 
     /// Removes a key; one that doesn't exist is fine.
@@ -198,7 +280,7 @@ impl Client {
     /// # Errors
     /// See [`WriteError`].
     pub fn delete_blocking(&self, key: impl AsRef<[u8]>) -> Result<u64, WriteError> {
-        self.delete(key).block()
+        self.delete(key).wait()
     }
 
     /// Applies a batch: all of it if all of its conditions hold, or nothing. All keys must belong to
@@ -212,7 +294,7 @@ impl Client {
     /// # Errors
     /// See [`WriteError`].
     pub fn write_blocking(&self, batch: &WriteBatch) -> Result<WriteOutcome, WriteError> {
-        self.write(batch).block()
+        self.write(batch).wait()
     }
 
     /// Reads a value.
@@ -230,7 +312,7 @@ impl Client {
     /// # Errors
     /// See [`ReadError`].
     pub fn get_blocking(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>, ReadError> {
-        self.get(key).block()
+        self.get(key).wait()
     }
 
     /// Reads a value together with its version, which a condition can name.
@@ -246,7 +328,7 @@ impl Client {
     /// # Errors
     /// See [`ReadError`].
     pub fn get_versioned_blocking(&self, key: impl AsRef<[u8]>) -> Result<Option<Versioned>, ReadError> {
-        self.get_versioned(key).block()
+        self.get_versioned(key).wait()
     }
 
     /// Reads a range. Each page within one shard is one consistent snapshot; pages and shards are
@@ -290,7 +372,7 @@ impl Client {
     /// # Errors
     /// See [`TransferError`]. Whatever comes of it, nothing is lost.
     pub fn transfer_leadership_blocking(&self, shard: ShardId, to: NodeId) -> Result<(), TransferError> {
-        let started = self.post(shard, Request::TransferLeadership { shard, to });
+        let started = self.post(Request::TransferLeadership { shard, to });
         match started.map_err(TransferError::from_refusal)?.wait() {
             Answer::Done => Ok(()),
             Answer::Refused(refusal) => Err(TransferError::from_refusal(refusal)),
@@ -315,7 +397,7 @@ impl Client {
         force: bool,
     ) -> Result<(), WriteError> {
         let request = Request::ChangeMembers { shard, changes: changes.to_vec(), force };
-        match self.post(shard, request).map_err(WriteError::from_refusal)?.wait() {
+        match self.post(request).map_err(WriteError::from_refusal)?.wait() {
             Answer::Done => Ok(()),
             Answer::Refused(refusal) => Err(WriteError::from_refusal(refusal)),
             Answer::Unknown(reason) => Err(WriteError::OutcomeUnknown(reason)),
@@ -325,11 +407,24 @@ impl Client {
 
     /// The shard that owns a key.
     pub fn shard_of(&self, key: impl AsRef<[u8]>) -> ShardId {
-        self.locate(key.as_ref()).shard
+        self.at_shard_of(key.as_ref(), |descriptor| descriptor.shard)
     }
 
-    fn locate(&self, key: &[u8]) -> &Descriptor {
-        self.shared.map.locate(key).expect("the map covers every key, and empty keys lie in the first shard")
+    fn map(&self) -> Map<'_> {
+        match &self.backend {
+            Backend::Node(shared) => Map::Of(&shared.map),
+            Backend::Remote(remote) => Map::Learned(remote.map()),
+        }
+    }
+
+    fn at_shard_of<T>(&self, key: &[u8], look: impl FnOnce(&Descriptor) -> T) -> T {
+        let map = self.map();
+        look(map.locate(key).expect("the map covers every key, and empty keys lie in the first shard"))
+    }
+
+    /// The shard that owns a key, and the epoch of its range.
+    fn locate(&self, key: &[u8]) -> (ShardId, u64) {
+        self.at_shard_of(key, |descriptor| (descriptor.shard, descriptor.epoch.range))
     }
 
     fn deadline(&self) -> Nanos {
@@ -337,20 +432,18 @@ impl Client {
     }
 
     fn start_put(&self, key: &[u8], value: &[u8]) -> Result<Arc<Slot>, WriteError> {
-        let descriptor = self.locate(key);
-        let command = encode_put(descriptor.epoch.range, key, value)?;
-        self.start_write(descriptor.shard, command)
+        let (shard, range_epoch) = self.locate(key);
+        self.start_write(shard, encode_put(range_epoch, key, value)?)
     }
 
     fn start_delete(&self, key: &[u8]) -> Result<Arc<Slot>, WriteError> {
-        let descriptor = self.locate(key);
-        let command = encode_delete(descriptor.epoch.range, key)?;
-        self.start_write(descriptor.shard, command)
+        let (shard, range_epoch) = self.locate(key);
+        self.start_write(shard, encode_delete(range_epoch, key)?)
     }
 
     fn start_batch(&self, batch: &WriteBatch) -> Result<Arc<Slot>, WriteError> {
         let first = batch.first_key().ok_or(CommandError::EmptyBatch)?;
-        let descriptor = self.locate(first);
+        let descriptor = self.at_shard_of(first, Descriptor::clone);
         if let Some(outside) = batch.keys().find(|key| !descriptor.range.contains(key)) {
             let below = outside < &descriptor.range.start;
             let boundary = if below { descriptor.range.start.clone() } else { descriptor.range.end.clone() };
@@ -360,7 +453,7 @@ impl Client {
     }
 
     fn start_write(&self, shard: ShardId, command: Bytes) -> Result<Arc<Slot>, WriteError> {
-        self.post(shard, Request::Write { shard, command }).map_err(WriteError::from_refusal)
+        self.post(Request::Write { shard, command }).map_err(WriteError::from_refusal)
     }
 
     /// A linearizable get on this thread; `None` = ask the core. The clock comes after the load.
@@ -368,18 +461,10 @@ impl Client {
         if key.is_empty() || !self.consistency.is_linearizable() {
             return None;
         }
-        let Descriptor { shard, epoch, .. } = self.locate(key);
-        let open = self.shared.cells.load(*shard)?;
-        open.get(epoch.range, key, clock::now())
-    }
-
-    /// A page of a linearizable scan on this thread; `None` = ask the core.
-    fn scan_here(&self, descriptor: &Descriptor, query: &Query) -> Option<Answer> {
-        if !self.consistency.is_linearizable() {
-            return None;
-        }
-        let open = self.shared.cells.load(descriptor.shard)?;
-        open.read(descriptor.epoch.range, query, clock::now())
+        let Backend::Node(shared) = &self.backend else { return None };
+        let (shard, range_epoch) = self.locate(key);
+        let open = shared.cells.load(shard)?;
+        open.get(range_epoch, key, clock::now())
     }
 
     fn start_get(&self, key: &[u8]) -> Result<Arc<Slot>, ReadError> {
@@ -389,24 +474,21 @@ impl Client {
             _ => {}
         }
         let query = Query::Get { key: Bytes::copy_from_slice(key) };
-        self.read(self.locate(key), query).map_err(ReadError::from_refusal)
+        let (shard, range_epoch) = self.locate(key);
+        self.post(self.read(shard, range_epoch, query)).map_err(ReadError::from_refusal)
     }
 
-    fn read(&self, descriptor: &Descriptor, query: Query) -> Started {
-        let (shard, range_epoch) = (descriptor.shard, descriptor.epoch.range);
-        self.post(shard, Request::Read { shard, range_epoch, query, consistency: self.consistency })
+    fn read(&self, shard: ShardId, range_epoch: u64, query: Query) -> Request {
+        Request::Read { shard, range_epoch, query, consistency: self.consistency }
     }
 
-    fn post(&self, shard: ShardId, request: Request) -> Started {
-        let mailbox = &self.shared.mailboxes[usize::from(shard.core(self.shared.cores))];
-        let slot = Slot::new();
-        match mailbox.post(Post { request, deadline: self.deadline(), slot: slot.clone() }) {
-            Ok(()) => Ok(slot),
-            Err(_) if mailbox.is_closed() => {
-                Err(Refusal::Unavailable { reason: "the node has shut down".into() })
-            }
-            Err(_) => Err(Refusal::Busy(BusyReason::Requests)),
+    fn post(&self, request: Request) -> Started {
+        let (slot, deadline) = (Slot::new(), self.deadline());
+        match &self.backend {
+            Backend::Node(shared) => shared.post(request, deadline, slot.clone())?,
+            Backend::Remote(remote) => remote.post(request, deadline, slot.clone())?,
         }
+        Ok(slot)
     }
 }
 
@@ -476,7 +558,8 @@ impl Scan {
             return None;
         }
         let left = KeyRange { start: self.start.clone(), end: self.end.clone() };
-        let mut shards = client.shared.map.covering(&left);
+        let map = client.map();
+        let mut shards = map.covering(&left);
         let next = if self.reverse { shards.last() } else { shards.next() };
         let descriptor = next.expect("the map covers every key");
         let left = if self.limit == 0 { 0 } else { self.limit - self.rows.len() };
@@ -488,9 +571,14 @@ impl Scan {
             reverse: self.reverse,
         };
         self.current = Some(descriptor.clone());
-        Some(match client.scan_here(descriptor, &query) {
+        let request = client.read(descriptor.shard, descriptor.epoch.range, query);
+        let here = match &client.backend {
+            Backend::Node(shared) => shared.read_here(&request),
+            Backend::Remote(_) => None,
+        };
+        Some(match here {
             Some(answer) => Ok(Page::Read(answer)),
-            None => client.read(descriptor, query).map(Page::Asked).map_err(ReadError::from_refusal),
+            None => client.post(request).map(Page::Asked).map_err(ReadError::from_refusal),
         })
     }
 

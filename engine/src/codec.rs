@@ -1,4 +1,5 @@
-//! The wire codec: one frame carries one [`PeerBatch`], what one core has for another in one turn.
+//! The wire codec: one frame carries one [`PeerBatch`], what one core has for another in one turn, or one [`Info`] between a client and
+//! a node. A client's requests, and the answers to them, travel as batches of nothing else.
 //!
 //! ```text
 //! frame = header (32 bytes) + body
@@ -6,7 +7,8 @@
 //! header, little-endian            body, starts at a multiple of 16 in memory
 //!  0  magic "FLOE"                  0  metadata length (again)          4
 //!  4  protocol version   2          4  payload length (again)           4
-//!  6  kind (0 = batch)   1          8  metadata: an rkyv archive, its root at its end
+//!  6  kind (0 = batch,   1          8  metadata: an rkyv archive, its root at its end
+//!     1 = info)
 //!  7  flags              1         ..  payloads back to back, each padded with zeros to 8
 //!  8  metadata length    4
 //! 12  payload length     4         The lengths are repeated so that the body can be decoded
@@ -26,12 +28,14 @@
 
 mod decode;
 mod encode;
+mod info;
 #[cfg(test)]
 mod tests;
 mod wire;
 
 pub use decode::decode;
 pub use encode::encode;
+pub use info::{CoreStatus, Info, MapInfo, NodeStatus, ReplicaStatus, decode_info, encode_info};
 
 #[cfg(doc)]
 use floe_shard::peer::PeerBatch;
@@ -49,6 +53,7 @@ pub const PROTOCOL_VERSION_MIN: u16 = 1;
 
 const MAGIC: [u8; 4] = *b"FLOE";
 const KIND_BATCH: u8 = 0;
+const KIND_INFO: u8 = 1;
 /// Flags that a receiver must know; none is defined yet.
 const FLAGS_MUST: u8 = 0x0F;
 /// The two lengths at the start of a body.
@@ -109,6 +114,15 @@ pub enum CodecError {
     Inconsistent(&'static str),
 }
 
+/// What a frame carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameKind {
+    /// A [`PeerBatch`](floe_shard::peer::PeerBatch).
+    Batch,
+    /// An [`Info`]; only between a client and a node.
+    Info,
+}
+
 /// A header that was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHead {
@@ -135,11 +149,22 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(raw)
 }
 
-/// Checks a header: magic, version, checksum, kind, flags and bounds.
+/// Checks a header of a frame between cores: magic, version, checksum, kind, flags and bounds.
 ///
 /// # Errors
 /// Names what is wrong with it. Nothing has been allocated then.
 pub fn parse_header(header: &[u8; HEADER_LEN]) -> Result<FrameHead, CodecError> {
+    match parse_client_header(header)? {
+        (head, FrameKind::Batch) => Ok(head),
+        (_, FrameKind::Info) => Err(CodecError::Kind(KIND_INFO)),
+    }
+}
+
+/// Checks a header of a frame between a client and a node, as [`parse_header`].
+///
+/// # Errors
+/// Names what is wrong with it. Nothing has been allocated then.
+pub fn parse_client_header(header: &[u8; HEADER_LEN]) -> Result<(FrameHead, FrameKind), CodecError> {
     if header[..4] != MAGIC {
         return Err(CodecError::Magic);
     }
@@ -150,9 +175,11 @@ pub fn parse_header(header: &[u8; HEADER_LEN]) -> Result<FrameHead, CodecError> 
     if u32_at(header, 28) != checksum(&header[..28]) {
         return Err(CodecError::HeaderChecksum);
     }
-    if header[6] != KIND_BATCH {
-        return Err(CodecError::Kind(header[6]));
-    }
+    let kind = match header[6] {
+        KIND_BATCH => FrameKind::Batch,
+        KIND_INFO => FrameKind::Info,
+        other => return Err(CodecError::Kind(other)),
+    };
     if header[7] & FLAGS_MUST != 0 {
         return Err(CodecError::Flags(header[7]));
     }
@@ -161,7 +188,7 @@ pub fn parse_header(header: &[u8; HEADER_LEN]) -> Result<FrameHead, CodecError> 
     if body > FRAME_BYTES_MAX as u64 {
         return Err(CodecError::TooLong(body));
     }
-    Ok(FrameHead { meta_len, payload_len, body_crc: u32_at(header, 16) })
+    Ok((FrameHead { meta_len, payload_len, body_crc: u32_at(header, 16) }, kind))
 }
 
 /// Checks a body's length and checksum against its header.
@@ -179,10 +206,10 @@ pub fn check_body(head: &FrameHead, body: &[u8]) -> Result<(), CodecError> {
 }
 
 /// Writes the header of a body with these lengths and this checksum.
-fn write_header(header: &mut [u8], meta_len: u32, payload_len: u32, body_crc: u32) {
+fn write_header(header: &mut [u8], kind: u8, meta_len: u32, payload_len: u32, body_crc: u32) {
     header[..4].copy_from_slice(&MAGIC);
     header[4..6].copy_from_slice(&PROTOCOL_VERSION.to_le_bytes());
-    header[6] = KIND_BATCH;
+    header[6] = kind;
     header[7] = 0;
     header[8..12].copy_from_slice(&meta_len.to_le_bytes());
     header[12..16].copy_from_slice(&payload_len.to_le_bytes());

@@ -60,6 +60,8 @@ pub struct Config {
     pub timeout: Duration,
     /// Requests under way per core; beyond it they are refused as `Busy`. Default 65,536.
     pub requests_max: usize,
+    /// Remote clients at once; further ones are refused. Each takes two threads. Default 128.
+    pub clients_max: usize,
     /// Bytes that may wait to be sent to one peer core; beyond it frames are dropped, and Raft sends
     /// again. Default 64 MiB.
     pub send_queue_bytes_max: usize,
@@ -133,6 +135,7 @@ impl Config {
             leases: true,
             timeout: Duration::from_secs(10),
             requests_max: 1 << 16,
+            clients_max: 128,
             send_queue_bytes_max: 64 << 20,
             flush_log_bytes: 4 << 20,
             log_bytes_max: 32 << 20,
@@ -160,6 +163,7 @@ impl Config {
         check("replication", (1..=7).contains(&self.replication), "must be 1 to 7")?;
         check("timeout", !self.timeout.is_zero(), "must be above 0")?;
         check("requests_max", (1..=1 << 24).contains(&self.requests_max), "must be 1 to 16,777,216")?;
+        check("clients_max", self.clients_max <= 4096, "must be 0 to 4096")?;
         check(
             "send_queue_bytes_max",
             self.send_queue_bytes_max >= 32 << 20,

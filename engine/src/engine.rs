@@ -1,10 +1,11 @@
 //! A node: opens its directory, runs its cores, hands out clients.
 
-use crate::client::{Client, Shared};
+use crate::client::{Backend, Client, Shared};
 use crate::clock;
 use crate::config::Config;
 use crate::driver::{CoreSetup, spawn};
 use crate::error::OpenError;
+use crate::gateway::Gateway;
 use crate::mailbox::{Control, Mailbox};
 use crate::metrics::{CoreMetrics, Metrics};
 use crate::probe;
@@ -26,6 +27,9 @@ use std::thread::JoinHandle;
 /// A running node. Dropping it shuts it down cleanly.
 pub struct Engine {
     client: Client,
+    shared: Arc<Shared>,
+    /// Serves remote clients; there is one if the node has a port.
+    gateway: Option<Arc<Gateway>>,
     mailboxes: Vec<Arc<Mailbox>>,
     metrics: Vec<Arc<CoreMetrics>>,
     report: StartReport,
@@ -68,9 +72,10 @@ impl Engine {
         let Parts { mailboxes, metrics, descriptors, identity, cells, .. } = parts;
         let map = ShardMap::new(descriptors.to_vec());
         let shared = Arc::new(Shared { mailboxes: mailboxes.clone(), map, cores: config.cores, cells });
-        let client = Client::new(shared, config.timeout);
-        let (report, acceptor, lock) = (StartReport::default(), None, Some(lock));
-        let mut engine = Self { client, mailboxes, metrics, report, threads, acceptor, lock };
+        let client = Client::new(Backend::Node(shared.clone()), config.timeout);
+        let (report, gateway, acceptor, lock) = (StartReport::default(), None, None, Some(lock));
+        let mut engine =
+            Self { client, shared, gateway, mailboxes, metrics, report, threads, acceptor, lock };
         engine.report = engine.await_start(&arrived)?;
         engine.connect(&config, listener, &identity)?;
         Ok(engine)
@@ -96,7 +101,10 @@ impl Engine {
         }
         if let Some(listener) = listener {
             let known = config.nodes().into_iter().filter(|&node| node != config.node).collect();
-            let acceptor = Acceptor::start(listener, own, known, self.mailboxes.clone());
+            let (shared, metrics) = (self.shared.clone(), self.metrics.clone());
+            let gateway = Gateway::new(&own, config, shared, metrics);
+            self.gateway = Some(gateway.clone());
+            let acceptor = Acceptor::start(listener, own, known, self.mailboxes.clone(), Some(gateway));
             self.acceptor = Some(acceptor.map_err(OpenError::Spawn)?);
         }
         Ok(())
@@ -140,6 +148,9 @@ impl Engine {
             if thread.join().is_err() {
                 tracing::error!("a core's thread panicked");
             }
+        }
+        if let Some(gateway) = self.gateway.take() {
+            gateway.close();
         }
         self.lock = None;
     }

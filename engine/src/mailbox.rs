@@ -7,6 +7,7 @@
 use crate::seam::CoreMessage;
 use crossbeam_queue::{ArrayQueue, SegQueue};
 use floe_raft::Nanos;
+use floe_shard::ShardStatus;
 use floe_shard::request::{Answer, Refusal, Request};
 use parking_lot::{Condvar, Mutex};
 use std::future::Future;
@@ -14,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::mpsc::Sender;
 use std::task::{Context, Poll, Waker};
 
 /// A caller's request.
@@ -42,6 +44,8 @@ pub enum Control {
         /// Who is at the other end.
         hello: crate::transport::Hello,
     },
+    /// How do this core's replicas stand? The answer may never come: the core may end.
+    Status(Sender<Vec<ShardStatus>>),
     /// The node has booted and its identity is set: connect to the peers.
     Connect,
     /// Shut down cleanly.
@@ -179,6 +183,8 @@ impl Mailbox {
 enum SlotState {
     Empty,
     Waiting(Waker),
+    /// Nobody waits: this is called with the answer.
+    Calls(Box<dyn FnOnce(Answer) + Send>),
     Answered(Answer),
     Taken,
 }
@@ -195,17 +201,30 @@ impl Slot {
         Arc::new(Self { state: Mutex::new(SlotState::Empty), arrived: Condvar::new() })
     }
 
+    /// A slot that nobody waits for: its answer is handed to `call`, on whichever thread brings it; so it must be quick.
+    pub fn calling(call: Box<dyn FnOnce(Answer) + Send>) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new(SlotState::Calls(call)), arrived: Condvar::new() })
+    }
+
     /// Puts the answer in and wakes who waits. Only the first answer counts.
     pub fn answer(&self, answer: Answer) {
-        let before = {
-            let mut state = self.state.lock();
-            if matches!(*state, SlotState::Answered(_) | SlotState::Taken) {
+        let mut state = self.state.lock();
+        let waker = match std::mem::replace(&mut *state, SlotState::Taken) {
+            before @ (SlotState::Answered(_) | SlotState::Taken) => {
+                *state = before;
                 return;
             }
-            std::mem::replace(&mut *state, SlotState::Answered(answer))
+            SlotState::Calls(call) => {
+                drop(state);
+                return call(answer);
+            }
+            SlotState::Waiting(waker) => Some(waker),
+            SlotState::Empty => None,
         };
+        *state = SlotState::Answered(answer);
+        drop(state);
         self.arrived.notify_one();
-        if let SlotState::Waiting(waker) = before {
+        if let Some(waker) = waker {
             waker.wake();
         }
     }
@@ -234,7 +253,9 @@ impl Slot {
                 *state = SlotState::Waiting(waker.clone());
                 Poll::Pending
             }
-            SlotState::Taken => panic!("an answer is awaited again after it was taken"),
+            SlotState::Taken | SlotState::Calls(_) => {
+                panic!("an answer is awaited that was taken, or that nobody waits for")
+            }
         }
     }
 }

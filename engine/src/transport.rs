@@ -11,14 +11,18 @@
 //!  8  protocol min, max    2 + 2         8  code, 0 = accepted            2
 //! 12  core, cores          2 + 2        10  length of the text            2
 //! 16  target core          2            12  the acceptor's hello         80
-//! 18  reserved, 0          6            92  text, padded with 0         160
-//! 24  node                 8           252  CRC-32C of 0..252             4
+//! 18  kind                 1            92  text, padded with 0         160
+//! 19  reserved, 0          5           252  CRC-32C of 0..252             4
+//! 24  node                 8
 //! 32  cluster             16
 //! 48  store uuid          16
 //! 64  boot epoch           8
 //! 72  reserved, 0          4
 //! 76  CRC-32C of 0..76     4
 //! ```
+//!
+//! A *client* (kind 1) may connect to any node. It has no node id, store, or boot epoch (all 0), and may leave the cluster
+//! open (0): the reply names it. Its connection stays with the node's [`Gateway`](crate::gateway::Gateway).
 //!
 //! Invariants: nothing that a stranger sends makes a parser panic or allocate; a silent stranger holds a place
 //! for [`HELLO_TIMEOUT`] at the most.
@@ -29,7 +33,8 @@ mod dialer;
 mod tests;
 
 pub use acceptor::Acceptor;
-pub use dialer::{DialSetup, Dialer};
+pub(crate) use dialer::connect;
+pub use dialer::{DialError, DialSetup, Dialer};
 
 use crate::codec::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, checksum};
 use floe_shard::NodeId;
@@ -54,6 +59,16 @@ const TEXT_LEN: usize = 160;
 
 const _: () = assert!(TEXT_AT + TEXT_LEN + 4 == REPLY_LEN, "the reply is drawn at the top of this file");
 
+/// What is at the sender's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum HelloKind {
+    /// A core of a node.
+    Core = 0,
+    /// A client.
+    Client = 1,
+}
+
 /// What the two ends of a new connection tell each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
@@ -61,6 +76,8 @@ pub struct Hello {
     pub protocol_min: u16,
     /// Newest protocol version the sender speaks.
     pub protocol_max: u16,
+    /// Core or client.
+    pub kind: HelloKind,
     /// The cluster.
     pub cluster: u128,
     /// The sender's node.
@@ -97,6 +114,8 @@ pub enum RefusalCode {
     WrongDirection = 7,
     /// The acceptor is stopping.
     NotReady = 8,
+    /// The acceptor serves as many clients as it may.
+    ManyClients = 9,
 }
 
 impl RefusalCode {
@@ -110,6 +129,7 @@ impl RefusalCode {
             6 => Self::DuplicateStore,
             7 => Self::WrongDirection,
             8 => Self::NotReady,
+            9 => Self::ManyClients,
             _ => return None,
         })
     }
@@ -164,6 +184,7 @@ impl HelloIdentity {
         Hello {
             protocol_min: PROTOCOL_VERSION_MIN,
             protocol_max: PROTOCOL_VERSION,
+            kind: HelloKind::Core,
             cluster: self.cluster,
             node: self.node,
             store_uuid: self.store_uuid,
@@ -176,6 +197,22 @@ impl HelloIdentity {
 }
 
 impl Hello {
+    /// A client's; `cluster` 0 = whichever it is.
+    pub fn of_client(cluster: u128) -> Self {
+        Self {
+            protocol_min: PROTOCOL_VERSION_MIN,
+            protocol_max: PROTOCOL_VERSION,
+            kind: HelloKind::Client,
+            cluster,
+            node: NodeId(0),
+            store_uuid: 0,
+            core: 0,
+            cores: 1,
+            target_core: 0,
+            boot_epoch: 0,
+        }
+    }
+
     /// The newest protocol version that both sides speak.
     pub fn common_version(&self, other: &Self) -> Option<u16> {
         let newest = self.protocol_max.min(other.protocol_max);
@@ -191,6 +228,7 @@ impl Hello {
         out[12..14].copy_from_slice(&self.core.to_le_bytes());
         out[14..16].copy_from_slice(&self.cores.to_le_bytes());
         out[16..18].copy_from_slice(&self.target_core.to_le_bytes());
+        out[18] = self.kind as u8;
         out[24..32].copy_from_slice(&self.node.0.to_le_bytes());
         out[32..48].copy_from_slice(&self.cluster.to_le_bytes());
         out[48..64].copy_from_slice(&self.store_uuid.to_le_bytes());
@@ -217,6 +255,11 @@ impl Hello {
             core: u16::from_le_bytes(field(bytes, 12)),
             cores: u16::from_le_bytes(field(bytes, 14)),
             target_core: u16::from_le_bytes(field(bytes, 16)),
+            kind: match bytes[18] {
+                0 => HelloKind::Core,
+                1 => HelloKind::Client,
+                _ => return Err(HelloError::Field("kind")),
+            },
             node: NodeId(u64::from_le_bytes(field(bytes, 24))),
             cluster: u128::from_le_bytes(field(bytes, 32)),
             store_uuid: u128::from_le_bytes(field(bytes, 48)),
@@ -228,7 +271,7 @@ impl Hello {
         if hello.core >= hello.cores || hello.cores > CORES_MAX {
             return Err(HelloError::Field("core"));
         }
-        if hello.node.0 == 0 {
+        if (hello.node.0 == 0) != (hello.kind == HelloKind::Client) {
             return Err(HelloError::Field("node id"));
         }
         Ok(hello)

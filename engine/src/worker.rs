@@ -23,7 +23,7 @@ use floe_raft::Nanos;
 use floe_shard::descriptor::Descriptor;
 use floe_shard::request::{Answer, Refusal};
 use floe_shard::state_machine::StateMachine;
-use floe_shard::{CoreAddr, MultiRaft, ShardConfig, ShardId};
+use floe_shard::{CoreAddr, MultiRaft, ShardConfig, ShardId, ShardStatus};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -133,6 +133,11 @@ impl Worker {
             Phase::Running(running) => Some(running.multi()),
             _ => None,
         }
+    }
+
+    /// How each replica stands; none unless the core runs.
+    pub fn statuses(&self) -> Vec<ShardStatus> {
+        self.multi().map(|multi| multi.statuses().collect()).unwrap_or_default()
     }
 
     fn take(&mut self, now: Nanos, input: Input, effects: &mut Effects) -> Result<(), Failure> {

@@ -40,6 +40,9 @@ mod worker {
         pub fn has_work(&self) -> bool {
             self.0.has_work()
         }
+        pub fn statuses(&self) -> Vec<floe_shard::ShardStatus> {
+            Vec::new()
+        }
     }
 }
 
@@ -146,7 +149,7 @@ fn start(dir: &Path, options: Options, script: impl Script + Send + 'static) -> 
     let thread = Some(spawn(options.driver, setup).unwrap());
     mailbox.control(Control::Connect);
     let acceptor = options.listener.map(|listener| {
-        Acceptor::start(listener, identity(options.node), known, vec![mailbox.clone()]).unwrap()
+        Acceptor::start(listener, identity(options.node), known, vec![mailbox.clone()], None).unwrap()
     });
     Node { mailbox, events, thread, acceptor }
 }

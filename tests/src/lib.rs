@@ -8,5 +8,6 @@
 pub mod checker;
 pub mod hash;
 pub mod ports;
+pub mod proxy;
 pub mod random;
 pub mod sim;

@@ -1,7 +1,7 @@
 //! From a batch to the parts of a frame.
 
 use super::wire::*;
-use super::{COPY_BYTES_MAX, FRAME_BYTES_MAX, HEADER_LEN, PROLOGUE_LEN, write_header};
+use super::{COPY_BYTES_MAX, FRAME_BYTES_MAX, HEADER_LEN, KIND_BATCH, PROLOGUE_LEN, write_header};
 use crate::seam::OutFrame;
 use bytes::Bytes;
 use floe_raft::{Body, Entry, FollowerStamp, LeaderStamp, Mark, Membership, Message, ReplicaId};
@@ -423,7 +423,7 @@ impl<'a> Gather<'a> {
         buffer[HEADER_LEN..HEADER_LEN + 4].copy_from_slice(&meta_len.to_le_bytes());
         buffer[HEADER_LEN + 4..HEADER_LEN + 8].copy_from_slice(&payload_len.to_le_bytes());
         let crc = body_checksum(&buffer, &cuts);
-        write_header(&mut buffer[..HEADER_LEN], meta_len, payload_len, crc);
+        write_header(&mut buffer[..HEADER_LEN], KIND_BATCH, meta_len, payload_len, crc);
         cut(Bytes::from(buffer), &cuts, parts);
     }
 

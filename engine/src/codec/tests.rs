@@ -409,9 +409,9 @@ fn bodies_with_nonsense_under_a_right_checksum_never_panic() {
 #[test]
 fn a_claimed_length_over_the_bound_is_refused_from_the_header_alone() {
     let mut header = [0; HEADER_LEN];
-    write_header(&mut header, u32::MAX - 7, u32::MAX - 7, 0);
+    write_header(&mut header, KIND_BATCH, u32::MAX - 7, u32::MAX - 7, 0);
     assert!(matches!(parse_header(&header), Err(CodecError::TooLong(_))));
-    write_header(&mut header, 8, FRAME_BYTES_MAX as u32 - 16, 0);
+    write_header(&mut header, KIND_BATCH, 8, FRAME_BYTES_MAX as u32 - 16, 0);
     assert_eq!(parse_header(&header).unwrap().body_len(), FRAME_BYTES_MAX);
 }
 

@@ -90,6 +90,10 @@ impl Hub {
                 Control::Core { from, message } => self.inputs.push(Input::Core { from, message }),
                 Control::Accepted { socket, hello } => collected.accepted.push((socket, hello)),
                 Control::Connect => self.start_dialers(),
+                Control::Status(reply) => {
+                    // Whoever asked may have stopped waiting.
+                    let _ = reply.send(self.worker.statuses());
+                }
                 Control::Shutdown => {
                     self.mailbox.close();
                     self.inputs.push(Input::Shutdown);

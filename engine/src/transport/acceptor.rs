@@ -1,7 +1,10 @@
 //! The accepting side: one listening port and one thread per node, and a short-lived thread per hello.
 
-use super::{HELLO_TIMEOUT, Hello, HelloIdentity, HelloReply, RefusalCode, hand_over, read_within};
+use super::{
+    HELLO_TIMEOUT, Hello, HelloIdentity, HelloKind, HelloReply, RefusalCode, hand_over, read_within,
+};
 use crate::driver::sys;
+use crate::gateway::Gateway;
 use crate::mailbox::{Control, Mailbox};
 use floe_shard::NodeId;
 use parking_lot::Mutex;
@@ -29,6 +32,7 @@ struct Shared {
     own: HelloIdentity,
     known: Vec<NodeId>,
     mailboxes: Vec<Arc<Mailbox>>,
+    gateway: Option<Arc<Gateway>>,
     /// Which store each node came with last.
     stores: Mutex<BTreeMap<NodeId, u128>>,
     stop: AtomicBool,
@@ -37,7 +41,7 @@ struct Shared {
 
 impl Acceptor {
     /// Starts accepting. `own` is this node, `known` are the nodes that may connect, `mailboxes` those of
-    /// this node's cores, in order. `listener` must not have been bound with SO_REUSEPORT (std's never is),
+    /// this node's cores, in order; `gateway` serves clients, without it they are refused. `listener` must not have been bound with SO_REUSEPORT (std's never is),
     /// or two nodes could share a port without noticing.
     ///
     /// # Errors
@@ -47,12 +51,14 @@ impl Acceptor {
         own: HelloIdentity,
         known: Vec<NodeId>,
         mailboxes: Vec<Arc<Mailbox>>,
+        gateway: Option<Arc<Gateway>>,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             known,
             mailboxes,
+            gateway,
             stores: Mutex::new(BTreeMap::new()),
             stop: AtomicBool::new(false),
             hellos: AtomicUsize::new(0),
@@ -120,10 +126,16 @@ fn maybe_greet(socket: TcpStream, from: SocketAddr, shared: &Arc<Shared>) {
     let thread = std::thread::Builder::new().name("floe-hello".into()).stack_size(256 << 10).spawn({
         let shared = Arc::clone(shared);
         move || {
-            if let Err(reason) = greet(socket, &shared) {
+            let greeted = greet(socket, &shared);
+            shared.hellos.fetch_sub(1, Ordering::AcqRel);
+            let ended = match greeted {
+                // This thread stays with it.
+                Ok(Some((gateway, client))) => gateway.serve(client),
+                other => other.map(drop),
+            };
+            if let Err(reason) = ended {
                 tracing::warn!(%from, reason, "connection closed");
             }
-            shared.hellos.fetch_sub(1, Ordering::AcqRel);
         }
     });
     if let Err(error) = thread {
@@ -132,8 +144,12 @@ fn maybe_greet(socket: TcpStream, from: SocketAddr, shared: &Arc<Shared>) {
     }
 }
 
-/// Exchanges hellos and hands the socket to its core. The error is for the log.
-fn greet(mut socket: TcpStream, shared: &Shared) -> Result<(), String> {
+/// A client's connection, and who serves it.
+type Client = (Arc<Gateway>, TcpStream);
+
+/// Exchanges hellos. A core's socket goes to the core that it asks for, a client's comes back. The error is for the
+/// log.
+fn greet(mut socket: TcpStream, shared: &Shared) -> Result<Option<Client>, String> {
     let io = |what: &str, error: io::Error| format!("{what}: {error}");
     socket.set_nonblocking(false).map_err(|e| io("socket", e))?;
     socket.set_write_timeout(Some(HELLO_TIMEOUT)).map_err(|e| io("socket", e))?;
@@ -144,15 +160,18 @@ fn greet(mut socket: TcpStream, shared: &Shared) -> Result<(), String> {
         Err((code, text)) => {
             let reply = HelloReply::Refused { code, text: text.clone() }.encode();
             socket.write_all(&reply).map_err(|e| io(&text, e))?;
-            return Err(format!("{} core {} refused: {text}", hello.node, hello.core));
+            return Err(format!("{} core {} ({:?}) refused: {text}", hello.node, hello.core, hello.kind));
         }
     };
     let reply = HelloReply::Accepted(own).encode();
     socket.write_all(&reply).map_err(|e| io("answering a hello", e))?;
     let socket = hand_over(socket).map_err(|e| io("socket", e))?;
+    if hello.kind == HelloKind::Client {
+        return Ok(shared.gateway.clone().map(|gateway| (gateway, socket.into())));
+    }
     let mailbox = &shared.mailboxes[usize::from(hello.target_core)];
     mailbox.control(Control::Accepted { socket, hello });
-    Ok(())
+    Ok(None)
 }
 
 impl Shared {
@@ -160,13 +179,22 @@ impl Shared {
     fn judge(&self, hello: &Hello) -> Result<Hello, (RefusalCode, String)> {
         let refuse = |code, text: String| Err((code, text));
         let own = self.own.hello(hello.target_core, hello.core);
-        if hello.cluster != own.cluster {
+        let is_client = hello.kind == HelloKind::Client;
+        if hello.cluster != own.cluster && !(is_client && hello.cluster == 0) {
             let text = format!("{:032x} is not this cluster, {:032x}", hello.cluster, own.cluster);
             return refuse(RefusalCode::WrongCluster, text);
         }
         if own.common_version(hello).is_none() {
             let (min, max) = (own.protocol_min, own.protocol_max);
             return refuse(RefusalCode::Version, format!("{} speaks {min} to {max}", own.node));
+        }
+        if is_client {
+            return match &self.gateway {
+                Some(gateway) if gateway.has_room() => Ok(own),
+                _ => {
+                    refuse(RefusalCode::ManyClients, format!("{} serves as many clients as it may", own.node))
+                }
+            };
         }
         if hello.node == own.node {
             return refuse(RefusalCode::OwnNode, format!("I am {} myself", own.node));

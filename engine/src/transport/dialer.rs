@@ -77,9 +77,13 @@ struct DialLoop {
 }
 
 /// Why an attempt failed.
-enum DialError {
+#[derive(Debug)]
+pub enum DialError {
+    /// The system, at what.
     Io(&'static str, io::Error),
+    /// The other end refuses, and why.
     Refused(RefusalCode, String),
+    /// Something else answers than was expected.
     Wrong(String),
 }
 
@@ -195,22 +199,12 @@ impl DialLoop {
         }
     }
 
-    /// Resolves, connects and exchanges hellos.
+    /// Exchanges hellos with the peer that it should be.
     fn connect(&self, core: u16) -> Result<(OwnedFd, Hello), DialError> {
         let own = self.setup.own.hello(self.setup.core, core);
-        let mut socket = open(&self.setup.address)?;
-        let io = |what| move |error| DialError::Io(what, error);
-        socket.set_write_timeout(Some(HELLO_TIMEOUT)).map_err(io("socket"))?;
-        socket.write_all(&own.encode()).map_err(io("sending a hello"))?;
-        let bytes: [u8; REPLY_LEN] =
-            read_within(&socket, HELLO_TIMEOUT).map_err(io("waiting for the answer to a hello"))?;
-        match HelloReply::parse(&bytes).map_err(|error| DialError::Wrong(error.to_string()))? {
-            HelloReply::Refused { code, text } => Err(DialError::Refused(code, text)),
-            HelloReply::Accepted(hello) => {
-                self.check(&own, &hello)?;
-                Ok((hand_over(socket).map_err(io("socket"))?, hello))
-            }
-        }
+        let (socket, hello) = connect(&self.setup.address, &own)?;
+        self.check(&own, &hello)?;
+        Ok((socket, hello))
     }
 
     fn check(&self, own: &Hello, hello: &Hello) -> Result<(), DialError> {
@@ -229,6 +223,20 @@ impl DialLoop {
             return wrong(format!("{} speaks protocol versions {min} to {max}", hello.node));
         }
         Ok(())
+    }
+}
+
+/// Connects and says hello; the socket and what the other end said if it accepts.
+pub(crate) fn connect(address: &str, own: &Hello) -> Result<(OwnedFd, Hello), DialError> {
+    let mut socket = open(address)?;
+    let io = |what| move |error| DialError::Io(what, error);
+    socket.set_write_timeout(Some(HELLO_TIMEOUT)).map_err(io("socket"))?;
+    socket.write_all(&own.encode()).map_err(io("sending a hello"))?;
+    let bytes: [u8; REPLY_LEN] =
+        read_within(&socket, HELLO_TIMEOUT).map_err(io("waiting for the answer to a hello"))?;
+    match HelloReply::parse(&bytes).map_err(|error| DialError::Wrong(error.to_string()))? {
+        HelloReply::Refused { code, text } => Err(DialError::Refused(code, text)),
+        HelloReply::Accepted(hello) => Ok((hand_over(socket).map_err(io("socket"))?, hello)),
     }
 }
 

@@ -20,7 +20,7 @@ fn acceptor(cores: u16, known: &[u64]) -> (Acceptor, Vec<Arc<Mailbox>>) {
     let mailboxes: Vec<_> = (0..cores).map(|_| Arc::new(Mailbox::new(4))).collect();
     let known = known.iter().map(|id| NodeId(*id)).collect();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    (Acceptor::start(listener, identity(9, cores), known, mailboxes.clone()).unwrap(), mailboxes)
+    (Acceptor::start(listener, identity(9, cores), known, mailboxes.clone(), None).unwrap(), mailboxes)
 }
 
 fn say(to: SocketAddr, bytes: &[u8]) -> TcpStream {
@@ -174,4 +174,19 @@ fn a_lost_connection_is_made_again() {
         dialer.lost(0);
     }
     await_accepted(&mailbox);
+}
+
+#[test]
+fn a_client_has_no_node_id_and_a_core_has_one() {
+    let client = Hello::of_client(7);
+    assert_eq!(Hello::parse(&client.encode()), Ok(client));
+    let core = identity(1, 1).hello(0, 0);
+    for wrong in [Hello { node: NodeId(1), ..client }, Hello { node: NodeId(0), ..core }] {
+        assert_eq!(Hello::parse(&wrong.encode()), Err(HelloError::Field("node id")));
+    }
+    let (acceptor, _) = acceptor(1, &[1]);
+    let refused = ask(acceptor.address(), &Hello::of_client(0xC1));
+    assert!(matches!(refused, HelloReply::Refused { code: RefusalCode::ManyClients, .. }), "{refused:?}");
+    let refused = ask(acceptor.address(), &Hello::of_client(7));
+    assert!(matches!(refused, HelloReply::Refused { code: RefusalCode::WrongCluster, .. }), "{refused:?}");
 }

@@ -4,9 +4,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
 mod check_history;
+mod commands;
 mod engine;
 mod members;
+mod process_faults;
 mod processes;
+mod remote;
 mod scenarios;
 mod sim_command;
 mod swarm;

@@ -80,6 +80,8 @@ section! {
         timeout: Span,
         /// Requests under way per core: 1 to 16777216; beyond it they are refused as busy.
         requests_max: usize,
+        /// Remote clients at once: 0 to 4096; further ones are refused. Each takes two threads.
+        clients_max: usize,
         /// Bytes that may wait to be sent to one peer core, at least "32 MiB"; beyond it frames are dropped and sent again.
         send_queue_bytes_max: Size,
         /// In-memory log of a shard that makes it flush its state. Above 0.

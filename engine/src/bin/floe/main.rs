@@ -1,9 +1,14 @@
 //! The command `floe`: runs nodes, and looks after them.
 
+mod cluster;
 mod config_file;
+mod export;
+mod import;
 mod local;
 mod node;
+mod rows;
 mod signals;
+mod status;
 mod wal;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -13,6 +18,8 @@ use std::process::ExitCode;
 /// Runs and operates nodes of Floe, a multi-Raft sharded storage engine.
 ///
 /// To try it: `floe local --dir /tmp/ice` starts three nodes on this machine and says how to talk to them.
+///
+/// Commands that talk to a cluster take `--endpoints`, or the environment's FLOE_ENDPOINTS.
 ///
 /// For real: `floe config > node.toml` writes the settings with their meaning; change `node`, `dir` and `members`,
 /// then `floe node --config node.toml` on each machine.
@@ -25,10 +32,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs one node until SIGTERM or Ctrl-C.
     Node(node::NodeArgs),
-    /// Runs a cluster on this machine, each node a process of its own, until Ctrl-C.
     Local(local::LocalArgs),
+    Status(status::StatusArgs),
+    Put(cluster::PutArgs),
+    Get(cluster::GetArgs),
+    Delete(cluster::DeleteArgs),
+    Scan(cluster::ScanArgs),
+    Import(import::ImportArgs),
+    Export(export::ExportArgs),
     /// Prints the default settings with their meaning, as a file for `floe node --config`.
     Config,
     /// Looks at the write-ahead log of a node that doesn't run. Changes nothing.
@@ -45,6 +57,13 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Node(args) => node::run(&args),
         Command::Local(args) => local::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Put(args) => cluster::put(args),
+        Command::Get(args) => cluster::get(args),
+        Command::Delete(args) => cluster::delete(args),
+        Command::Scan(args) => cluster::scan(args),
+        Command::Import(args) => import::run(args),
+        Command::Export(args) => export::run(args),
         Command::Config => print(&config_file::explain(&config_file::defaults())),
         Command::Wal(command) => return wal::run(&command),
         Command::Completions { shell } => {
@@ -62,9 +81,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints to standard output. A reader that has seen enough may close the pipe: that is no error.
 fn print(text: &str) -> Result<(), String> {
-    match std::io::stdout().write_all(text.as_bytes()) {
+    print_bytes(text.as_bytes())
+}
+
+/// Prints to standard output. A reader that has seen enough may close the pipe: that is no error.
+fn print_bytes(bytes: &[u8]) -> Result<(), String> {
+    let mut out = std::io::stdout();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(format!("can't write to the standard output: {error}"))
         }

@@ -1,0 +1,97 @@
+//! `floe export`: all rows of a cluster, or a range of them, as lines.
+
+use crate::cluster::Cluster;
+use crate::rows::{Format, escape, line};
+use clap::Args;
+use floe::{Client, ReadError, Row, ScanOptions};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Rows of one question.
+const PAGE_ROWS: usize = 1000;
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// Exports rows in order of their keys, one per line.
+///
+/// Each page within a shard is one consistent snapshot; the export as a whole is none: rows that change meanwhile are
+/// exported as they are when they are read. If it is cut, it says with which key to go on.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  floe export --endpoints 127.0.0.1:7401 --output backup.ndjson\n  floe export --endpoints 127.0.0.1:7401 --values > places.tsv   # what whole lines were imported from"
+)]
+pub struct ExportArgs {
+    #[command(flatten)]
+    cluster: Cluster,
+    /// Where to [default: standard output].
+    #[arg(long)]
+    output: Option<PathBuf>,
+    /// How: key and value with \t, \n, \r, \\, \xNN for what would break lines, or {"key": ..., "value": ...}.
+    #[arg(long, default_value = "ndjson")]
+    format: Format,
+    /// The values alone, as they are: the lines that `floe import` without --value has read.
+    #[arg(long, conflicts_with = "format")]
+    values: bool,
+    /// First key.
+    #[arg(long)]
+    start: Option<OsString>,
+    /// First key that is not exported any more.
+    #[arg(long)]
+    end: Option<OsString>,
+    /// Seconds after which rows that can't be read end the export.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    patience: u64,
+}
+
+pub fn run(args: ExportArgs) -> Result<(), String> {
+    let name = args.output.as_ref().map_or("standard output".into(), |path| path.display().to_string());
+    let fail = |error: std::io::Error| format!("can't write to {name}: {error}");
+    let client = args.cluster.client()?;
+    let mut out: Box<dyn Write> = match &args.output {
+        Some(path) => Box::new(BufWriter::new(File::create(path).map_err(fail)?)),
+        None => Box::new(BufWriter::new(std::io::stdout())),
+    };
+    let bytes = |text: Option<OsString>| text.unwrap_or_default().into_vec();
+    let (mut start, end) = (bytes(args.start), bytes(args.end));
+    let bar = ProgressBar::new_spinner();
+    bar.set_style(
+        ProgressStyle::with_template("{spinner} {pos} rows {per_sec}").expect("a constant that was tried"),
+    );
+    loop {
+        let options = ScanOptions::range(start.clone(), end.clone()).limit(PAGE_ROWS);
+        let rows = page(&client, &options, Duration::from_secs(args.patience))
+            .map_err(|error| format!("{error}\n  go on with --start '{}'", escape(&start)))?;
+        for Row { key, value } in &rows {
+            if args.values {
+                out.write_all(&value.value).and_then(|()| out.write_all(b"\n")).map_err(fail)?;
+            } else {
+                out.write_all(line(args.format, key, &value.value).as_bytes()).map_err(fail)?;
+            }
+        }
+        bar.inc(rows.len() as u64);
+        let Some(last) = rows.last().filter(|_| rows.len() == PAGE_ROWS) else { break };
+        start = [&last.key[..], b"\0"].concat();
+    }
+    out.flush().map_err(fail)?;
+    bar.finish_and_clear();
+    eprintln!("{} rows exported to {name}", bar.position());
+    Ok(())
+}
+
+/// Reads are tried again: they change nothing.
+fn page(client: &Client, options: &ScanOptions, patience: Duration) -> Result<Vec<Row>, ReadError> {
+    let since = Instant::now();
+    loop {
+        match client.scan_blocking(options.clone()) {
+            Err(error) if since.elapsed() < patience && !matches!(error, ReadError::Invalid(_)) => {
+                tracing::debug!(%error, "reading a page again");
+                std::thread::sleep(RETRY_AFTER);
+            }
+            outcome => return outcome,
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! `floe status`: how the nodes of a cluster and their shards stand.
+
+use crate::cluster::Cluster;
+use clap::Args;
+use floe::remote::{ask_map, ask_status};
+use floe::{MapInfo, NodeStatus};
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::thread;
+use std::time::Duration;
+
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// A node that doesn't answer must not keep the others from being shown for long.
+const ASK_LIMIT: Duration = Duration::from_secs(3);
+/// Moves a terminal's cursor to the upper left corner and clears what is below.
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+/// Shows nodes, and who leads which shard.
+///
+/// Each node is asked for itself. `lag` is how many entries a replica is behind the highest commit index that any of
+/// the shard's replicas knows. Exit status 1 if a node doesn't answer, or a shard has no leader that answers.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  floe status --endpoints 127.0.0.1:7401 --watch\n  floe status --endpoints 127.0.0.1:7401 --json | jq '.shards[] | select(.leader == 0)'"
+)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    cluster: Cluster,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Ask and print again every second, until Ctrl-C.
+    #[arg(long)]
+    watch: bool,
+    /// Print every shard, not only those with something to say about.
+    #[arg(long)]
+    shards: bool,
+}
+
+pub fn run(args: &StatusArgs) -> Result<(), String> {
+    loop {
+        let picture = Picture::take(args)?;
+        let text = if args.json { format!("{:#}\n", picture.json()) } else { picture.text(args.shards) };
+        crate::print(&if args.watch && !args.json { format!("{CLEAR}{text}") } else { text })?;
+        if !args.watch {
+            return picture.verdict();
+        }
+        thread::sleep(WATCH_EVERY);
+    }
+}
+
+/// One node, asked.
+struct Node {
+    id: u64,
+    address: String,
+    status: Result<NodeStatus, String>,
+}
+
+/// One shard, as its replicas see it together.
+struct Shard {
+    id: u64,
+    /// 0 = none that answers.
+    leader: u64,
+    term: u64,
+    commit: u64,
+    /// Node, entries behind `commit`, and what is wrong with the replica.
+    replicas: Vec<(u64, u64, String)>,
+}
+
+struct Picture {
+    nodes: Vec<Node>,
+    shards: Vec<Shard>,
+}
+
+impl Picture {
+    fn take(args: &StatusArgs) -> Result<Self, String> {
+        let limit = args.cluster.limit().min(ASK_LIMIT);
+        let map = first_map(&args.cluster.endpoints, limit)?;
+        let ask = |(id, address): (u64, String)| {
+            thread::spawn(move || {
+                let status = ask_status(&address, limit).map_err(|error| error.reason());
+                Node { id, address, status }
+            })
+        };
+        let asked: Vec<_> = map.nodes.into_iter().zip(map.addresses).map(ask).collect();
+        let nodes = asked.into_iter().map(thread::JoinHandle::join).collect::<Result<Vec<_>, _>>();
+        let nodes = nodes.map_err(|_| "a thread that asked a node has panicked")?;
+        let shards = map.shards.iter().map(|bytes| shard(bytes, &nodes)).collect::<Result<_, _>>()?;
+        Ok(Self { nodes, shards })
+    }
+
+    fn verdict(&self) -> Result<(), String> {
+        let down = self.nodes.iter().filter(|node| node.status.is_err()).count();
+        let without = self.shards.iter().filter(|shard| shard.leader == 0).count();
+        match (down, without) {
+            (0, 0) => Ok(()),
+            (down, without) => {
+                Err(format!("{down} nodes don't answer, {without} shards have no leader that does"))
+            }
+        }
+    }
+
+    fn text(&self, all: bool) -> String {
+        let mut out = format!(
+            "{:>5} {:22} {:>6} {:>9} {:>6} {:>9} {:>6} {:>11} {:>8} {:>6}\n",
+            "node",
+            "address",
+            "start",
+            "uptime",
+            "cores",
+            "replicas",
+            "leads",
+            "log on disk",
+            "waiting",
+            "busy"
+        );
+        for node in &self.nodes {
+            // Writing to a String can't fail.
+            let _ = match &node.status {
+                Ok(status) => writeln!(out, "{}", node_line(node, status)),
+                Err(reason) => writeln!(out, "{:>5} {:22} DOWN: {reason}", node.id, node.address),
+            };
+        }
+        let led = self.shards.iter().filter(|shard| shard.leader > 0).count();
+        let _ = writeln!(out, "\n{led} of {} shards have a leader", self.shards.len());
+        let is_shown = |shard: &&Shard| {
+            all || shard.leader == 0
+                || shard.replicas.iter().any(|(_, lag, fault)| *lag > 0 || !fault.is_empty())
+        };
+        let shown: Vec<_> = self.shards.iter().filter(is_shown).collect();
+        if !shown.is_empty() {
+            let _ =
+                writeln!(out, "{:>6} {:>6} {:>6} {:>10}  lag by node", "shard", "leader", "term", "commit");
+        }
+        for shard in shown {
+            let replicas = shard.replicas.iter().map(|(node, lag, fault)| match fault.as_str() {
+                "" => format!("{node}: {lag}"),
+                fault => format!("{node}: {lag} ({fault})"),
+            });
+            let leader = if shard.leader == 0 { "none".into() } else { shard.leader.to_string() };
+            let (id, term, commit) = (shard.id, shard.term, shard.commit);
+            let replicas = replicas.collect::<Vec<_>>().join(", ");
+            let _ = writeln!(out, "{id:>6} {leader:>6} {term:>6} {commit:>10}  {replicas}");
+        }
+        out
+    }
+
+    fn json(&self) -> Value {
+        let nodes = self.nodes.iter().map(|node| match &node.status {
+            Ok(status) => json!({
+                "node": node.id, "address": node.address, "up": true,
+                "start": status.boot_epoch, "uptime_ms": status.uptime_ms,
+                "cores": status.cores.iter().map(|core| json!({
+                    "log_disk_bytes": core.log_disk_bytes, "log_queued_bytes": core.log_queued_bytes,
+                    "requests_pending": core.requests_pending, "requests": core.requests,
+                    "busy": core.busy, "elections": core.elections,
+                })).collect::<Vec<_>>(),
+                "replicas": status.shards.iter().map(|replica| json!({
+                    "shard": replica.shard, "core": replica.core, "replica": replica.replica,
+                    "term": replica.term, "leader": replica.leader, "leads": replica.is_leader,
+                    "commit": replica.commit, "applied": replica.applied, "last": replica.last,
+                    "flushed": replica.flushed, "log_bytes": replica.log_bytes,
+                    "size_bytes": replica.size_bytes, "fault": replica.fault,
+                })).collect::<Vec<_>>(),
+            }),
+            Err(reason) => json!({ "node": node.id, "address": node.address, "up": false, "reason": reason }),
+        });
+        let shards = self.shards.iter().map(|shard| {
+            let replicas = shard
+                .replicas
+                .iter()
+                .map(|(node, lag, fault)| json!({ "node": node, "lag": lag, "fault": fault }));
+            json!({
+                "shard": shard.id, "leader": shard.leader, "term": shard.term, "commit": shard.commit,
+                "replicas": replicas.collect::<Vec<_>>(),
+            })
+        });
+        json!({ "nodes": nodes.collect::<Vec<_>>(), "shards": shards.collect::<Vec<_>>() })
+    }
+}
+
+fn first_map(endpoints: &[String], limit: Duration) -> Result<MapInfo, String> {
+    let mut reasons = Vec::new();
+    for endpoint in endpoints {
+        match ask_map(endpoint, limit) {
+            Ok(map) => return Ok(map),
+            Err(error) => reasons.push(error.to_string()),
+        }
+    }
+    Err(reasons.join("\n"))
+}
+
+fn shard(descriptor: &[u8], nodes: &[Node]) -> Result<Shard, String> {
+    let descriptor = floe::Descriptor::decode(descriptor).map_err(|error| error.to_string())?;
+    let up = nodes.iter().filter_map(|node| Some((node.id, node.status.as_ref().ok()?)));
+    let replicas: Vec<_> = up
+        .flat_map(|(node, status)| status.shards.iter().map(move |replica| (node, replica)))
+        .filter(|(_, replica)| replica.shard == descriptor.shard.0)
+        .collect();
+    // Of two that think so, the one of the later term is right.
+    let leader =
+        replicas.iter().filter(|(_, replica)| replica.is_leader).max_by_key(|(_, replica)| replica.term);
+    let commit = replicas.iter().map(|(_, replica)| replica.commit).max().unwrap_or(0);
+    Ok(Shard {
+        id: descriptor.shard.0,
+        leader: leader.map_or(0, |(node, _)| *node),
+        term: replicas.iter().map(|(_, replica)| replica.term).max().unwrap_or(0),
+        commit,
+        replicas: replicas
+            .iter()
+            .map(|(node, replica)| (*node, commit.saturating_sub(replica.applied), replica.fault.clone()))
+            .collect(),
+    })
+}
+
+fn node_line(node: &Node, status: &NodeStatus) -> String {
+    let sum = |of: fn(&floe::CoreStatus) -> u64| status.cores.iter().map(of).sum::<u64>();
+    let leads = status.shards.iter().filter(|replica| replica.is_leader).count();
+    format!(
+        "{:>5} {:22} {:>6} {:>9} {:>6} {:>9} {:>6} {:>11} {:>8} {:>6}",
+        node.id,
+        node.address,
+        status.boot_epoch,
+        uptime(status.uptime_ms / 1000),
+        status.cores.len(),
+        status.shards.len(),
+        leads,
+        indicatif::BinaryBytes(sum(|core| core.log_disk_bytes)).to_string(),
+        sum(|core| core.requests_pending),
+        sum(|core| core.busy),
+    )
+}
+
+fn uptime(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}

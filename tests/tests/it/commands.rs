@@ -1,0 +1,174 @@
+//! The commands that talk to a cluster, as their users type them.
+
+use crate::processes::{Process, floe, temp_dir};
+use floe_tests::ports::free_ports;
+use serde_json::Value;
+use std::path::Path;
+use std::process::Output;
+
+/// A node of its own, which serves on the address that comes with it.
+fn node(dir: &Path) -> (Process, String) {
+    let address = format!("127.0.0.1:{}", free_ports(1)[0]);
+    let file = dir.join("node.toml");
+    let text =
+        format!("dir = {:?}\nshards = 4\n[[members]]\nnode = 1\naddress = \"{address}\"\n", dir.join("data"));
+    std::fs::write(&file, text).unwrap();
+    let mut node = Process::start(floe().env("RUST_LOG", "error").arg("node").arg("--config").arg(&file));
+    node.await_line("serves on");
+    (node, address)
+}
+
+fn run(address: &str, command: &[&str]) -> Output {
+    floe().args(command).args(["--endpoints", address]).output().unwrap()
+}
+
+/// What it prints; it must succeed.
+fn says(address: &str, command: &[&str]) -> String {
+    let output = run(address, command);
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What it complains of; it must fail.
+fn fails(address: &str, command: &[&str]) -> String {
+    let output = run(address, command);
+    assert_eq!(output.status.code(), Some(1), "{command:?}: {output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn single_rows_are_written_read_scanned_and_removed() {
+    let dir = temp_dir();
+    let (_node, address) = node(dir.path());
+    for (key, value) in [("ice/berg", "towers\tup"), ("ice/floe", "drifts"), ("snow", "falls")] {
+        says(&address, &["put", key, value]);
+    }
+    assert_eq!(says(&address, &["get", "ice/floe"]), "drifts\n");
+    assert_eq!(says(&address, &["get", "--raw", "snow"]), "falls");
+    assert_eq!(says(&address, &["scan", "--prefix", "ice/"]), "ice/berg\ttowers\\tup\nice/floe\tdrifts\n");
+    assert_eq!(says(&address, &["scan", "--reverse", "--limit", "1"]), "snow\tfalls\n");
+    says(&address, &["delete", "snow"]);
+    assert!(fails(&address, &["get", "snow"]).contains("there is no key \"snow\""));
+    assert!(fails(&address, &["put", "", "value"]).contains("at least one byte"));
+}
+
+#[test]
+fn status_shows_nodes_and_leaders() {
+    let dir = temp_dir();
+    let (_node, address) = node(dir.path());
+    says(&address, &["put", "key", "value"]);
+    let text = says(&address, &["status", "--shards"]);
+    assert!(text.contains(&address) && text.contains("4 of 4 shards have a leader"), "{text}");
+    let json: Value = serde_json::from_str(&says(&address, &["status", "--json"])).unwrap();
+    assert_eq!(json["nodes"][0]["up"], true, "{json}");
+    assert_eq!(json["shards"].as_array().unwrap().len(), 4);
+    assert!(json["shards"].as_array().unwrap().iter().all(|shard| shard["leader"] == 1), "{json}");
+}
+
+#[test]
+fn an_export_of_an_import_is_the_file_again() {
+    let dir = temp_dir();
+    let (_node, address) = node(dir.path());
+    let lines: String = (0..5000).map(|row| format!("x\t{row:06}\tvälue {row}\n")).collect();
+    let file = dir.path().join("rows.tsv");
+    std::fs::write(&file, &lines).unwrap();
+    let file = file.to_str().unwrap();
+    says(&address, &["import", "--key", "2", file]);
+    assert_eq!(says(&address, &["export", "--values"]), lines);
+    let backup = dir.path().join("backup.ndjson");
+    let backup = backup.to_str().unwrap();
+    says(&address, &["export", "--output", backup]);
+
+    let other_dir = temp_dir();
+    let (_other, other) = node(other_dir.path());
+    says(&other, &["import", "--key", "key", "--value", "value", backup]);
+    assert_eq!(says(&other, &["export", "--values"]), lines);
+}
+
+#[test]
+fn bad_rows_are_listed_with_their_lines_and_the_others_imported() {
+    let dir = temp_dir();
+    let (_node, address) = node(dir.path());
+    let file = dir.path().join("rows.ndjson");
+    std::fs::write(&file, "{\"id\": \"a\"}\nnonsense\n\n{\"no\": 1}\n{\"id\": \"\"}\n{\"id\": \"b\"}")
+        .unwrap();
+    let complaint = fails(&address, &["import", "--key", "id", file.to_str().unwrap()]);
+    for part in ["line 2: it is no JSON", "line 4: it has no field \"id\"", "line 5: a key needs", "3 lines"]
+    {
+        assert!(complaint.contains(part), "{part}: {complaint}");
+    }
+    assert_eq!(says(&address, &["scan"]).lines().count(), 2);
+}
+
+#[test]
+fn an_import_that_was_cut_goes_on_where_it_was() {
+    let dir = temp_dir();
+    let (running, address) = node(dir.path());
+    let rows = dir.path().join("rows.tsv");
+    let rows_of = |from: u32, to: u32| (from..to).map(|row| format!("{row:08}\tvalue\n")).collect::<String>();
+    // Long enough that the node is killed before the end, however fast it is.
+    let all = rows_of(0, 3_000_000);
+    std::fs::write(&rows, &all).unwrap();
+    let rows = rows.to_str().unwrap();
+    let import = ["import", "--key", "1", "--patience", "1", "--timeout", "1", rows];
+    let mut importing = floe();
+    importing.args(import).args(["--endpoints", &address]).stderr(std::process::Stdio::piped());
+    let importing = importing.spawn().unwrap();
+    let sidecar = dir.path().join("rows.tsv.floe-import");
+    while !sidecar.exists() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    drop(running);
+    let output = importing.wait_with_output().unwrap();
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && complaint.contains("goes on after line"), "{complaint}");
+    let done: Value = serde_json::from_slice(&std::fs::read(&sidecar).unwrap()).unwrap();
+    let lines = done["done"]["lines"].as_u64().unwrap() as u32;
+    assert!((1..3_000_000).contains(&lines), "{done}");
+
+    // What it says is done isn't sent again: the file has something else there by now, of the same length.
+    let other = rows_of(0, lines).replace("value", "other") + &rows_of(lines, lines + 1000);
+    std::fs::write(rows, other).unwrap();
+    let mut node = Process::start(floe().arg("node").arg("--config").arg(dir.path().join("node.toml")));
+    node.await_line("serves on");
+    let with_other_settings = ["import", "--key", "2", rows];
+    assert!(fails(&address, &with_other_settings).contains("--restart"));
+    says(&address, &import);
+    assert!(!sidecar.exists());
+    let rest = says(&address, &["export", "--values"]);
+    assert!(
+        rest.starts_with(&rows_of(0, lines + 1000)),
+        "every row that counted as done is there, with its value"
+    );
+}
+
+#[test]
+fn mistakes_are_answered_with_what_to_do() {
+    let nobody = format!("127.0.0.1:{}", free_ports(1)[0]);
+    for command in [&["get", "key"][..], &["status"], &["export"]] {
+        let complaint = fails(&nobody, command);
+        assert!(
+            complaint.contains(&nobody) && complaint.contains("is `floe node` running there"),
+            "{complaint}"
+        );
+    }
+    let dir = temp_dir();
+    let missing = dir.path().join("none.tsv");
+    let complaint = fails(&nobody, &["import", "--key", "1", missing.to_str().unwrap()]);
+    assert!(complaint.contains("can't open") && complaint.contains("none.tsv"), "{complaint}");
+    let unclear = fails(&nobody, &["import", "--key", "1", "rows.txt"]);
+    assert!(unclear.contains("--format tsv"), "{unclear}");
+    let unnamed = floe().args(["get", "key"]).env_remove("FLOE_ENDPOINTS").output().unwrap();
+    assert!(String::from_utf8(unnamed.stderr).unwrap().contains("--endpoints"));
+}
+
+#[test]
+fn help_teaches_and_shells_can_complete() {
+    for command in ["node", "local", "status", "put", "get", "scan", "import", "export"] {
+        let help = floe().args([command, "--help"]).output().unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        assert!(help.contains("Example") && help.contains(&format!("floe {command}")), "{help}");
+    }
+    let script = floe().args(["completions", "bash"]).output().unwrap();
+    assert!(String::from_utf8(script.stdout).unwrap().contains("import"));
+}
