@@ -10,9 +10,10 @@ use crate::error::{ReadError, TransferError, WriteError, WriteOutcome};
 use crate::mailbox::{Mailbox, Post, Slot, Wait};
 use crate::read_cell::ReadCells;
 use crate::remote::{ConnectError, Remote};
+use crate::scan::{Page, Scan, ScanOptions};
 use bytes::Bytes;
 use floe_raft::Nanos;
-use floe_shard::descriptor::{Descriptor, KeyRange};
+use floe_shard::descriptor::Descriptor;
 use floe_shard::request::{
     Answer, BusyReason, Consistency, MemberChange, Query, Refusal, Request, Row, UnknownReason, Versioned,
 };
@@ -26,9 +27,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-
-/// Bytes of rows that one core answers at once in a scan.
-const SCAN_PAGE_BYTES: u32 = 1 << 20;
 
 pub(crate) struct Shared {
     pub mailboxes: Vec<Arc<Mailbox>>,
@@ -47,7 +45,7 @@ pub(crate) enum Backend {
 }
 
 /// The shard map of a back end.
-enum Map<'a> {
+pub(crate) enum Map<'a> {
     Of(&'a ShardMap),
     Learned(arc_swap::Guard<Arc<ShardMap>>),
 }
@@ -94,52 +92,9 @@ const REMOTE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A clonable handle to a node; cheap to clone, usable from any thread.
 #[derive(Clone)]
 pub struct Client {
-    backend: Backend,
+    pub(crate) backend: Backend,
     timeout: Duration,
     consistency: Consistency,
-}
-
-/// Which rows a scan returns, in which order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ScanOptions {
-    /// First key, inclusive; empty = from the first.
-    pub start: Bytes,
-    /// First key after the range; empty = to the last.
-    pub end: Bytes,
-    /// At most so many rows; 0 = all.
-    pub limit: usize,
-    /// From the end of the range towards its start.
-    pub reverse: bool,
-}
-
-impl ScanOptions {
-    /// All keys that begin with `prefix`.
-    pub fn prefix(prefix: impl Into<Bytes>) -> Self {
-        let start = prefix.into();
-        let mut end = start.to_vec();
-        while end.last() == Some(&0xFF) {
-            end.pop();
-        }
-        if let Some(last) = end.last_mut() {
-            *last += 1;
-        }
-        Self { start, end: end.into(), ..Self::default() }
-    }
-
-    /// Keys from `start`, inclusive, to `end`, exclusive.
-    pub fn range(start: impl Into<Bytes>, end: impl Into<Bytes>) -> Self {
-        Self { start: start.into(), end: end.into(), ..Self::default() }
-    }
-
-    /// At most so many rows.
-    pub fn limit(self, limit: usize) -> Self {
-        Self { limit, ..self }
-    }
-
-    /// In descending order.
-    pub fn reverse(self) -> Self {
-        Self { reverse: true, ..self }
-    }
 }
 
 /// A call under way: a plain future for any executor. Dropping it abandons the wait, not the command.
@@ -220,7 +175,7 @@ impl<T: Unpin, E: Unpin> Future for Call<T, E> {
     }
 }
 
-type Started = Result<Arc<Slot>, Refusal>;
+pub(crate) type Started = Result<Arc<Slot>, Refusal>;
 
 impl Client {
     pub(crate) fn new(backend: Backend, timeout: Duration) -> Self {
@@ -410,7 +365,7 @@ impl Client {
         self.at_shard_of(key.as_ref(), |descriptor| descriptor.shard)
     }
 
-    fn map(&self) -> Map<'_> {
+    pub(crate) fn map(&self) -> Map<'_> {
         match &self.backend {
             Backend::Node(shared) => Map::Of(&shared.map),
             Backend::Remote(remote) => Map::Learned(remote.map()),
@@ -478,11 +433,12 @@ impl Client {
         self.post(self.read(shard, range_epoch, query)).map_err(ReadError::from_refusal)
     }
 
-    fn read(&self, shard: ShardId, range_epoch: u64, query: Query) -> Request {
+    /// A read of this client's consistency.
+    pub(crate) fn read(&self, shard: ShardId, range_epoch: u64, query: Query) -> Request {
         Request::Read { shard, range_epoch, query, consistency: self.consistency }
     }
 
-    fn post(&self, request: Request) -> Started {
+    pub(crate) fn post(&self, request: Request) -> Started {
         let (slot, deadline) = (Slot::new(), self.deadline());
         match &self.backend {
             Backend::Node(shared) => shared.post(request, deadline, slot.clone())?,
@@ -521,97 +477,8 @@ fn decide_get(answer: Answer) -> Result<Option<Versioned>, ReadError> {
 }
 
 /// For a read whose answer is none.
-fn no_answer() -> ReadError {
+pub(crate) fn no_answer() -> ReadError {
     ReadError::Unavailable("the answer doesn't fit the request".into())
-}
-
-/// A page of a scan.
-enum Page {
-    /// Read on this thread.
-    Read(Answer),
-    /// A core will answer.
-    Asked(Arc<Slot>),
-}
-
-/// A scan over shards in order, page by page.
-struct Scan {
-    /// What is left of the range.
-    start: Bytes,
-    end: Bytes,
-    limit: usize,
-    reverse: bool,
-    done: bool,
-    /// The shard whose page is awaited.
-    current: Option<Descriptor>,
-    rows: Vec<Row>,
-}
-
-impl Scan {
-    fn new(options: ScanOptions) -> Self {
-        let ScanOptions { start, end, limit, reverse } = options;
-        let done = !end.is_empty() && start >= end;
-        Self { start, end, limit, reverse, done, current: None, rows: Vec::new() }
-    }
-
-    fn next_page(&mut self, client: &Client) -> Option<Result<Page, ReadError>> {
-        if self.done {
-            return None;
-        }
-        let left = KeyRange { start: self.start.clone(), end: self.end.clone() };
-        let map = client.map();
-        let mut shards = map.covering(&left);
-        let next = if self.reverse { shards.last() } else { shards.next() };
-        let descriptor = next.expect("the map covers every key");
-        let left = if self.limit == 0 { 0 } else { self.limit - self.rows.len() };
-        let query = Query::Scan {
-            start: self.start.clone(),
-            end: self.end.clone(),
-            limit: u32::try_from(left).unwrap_or(u32::MAX),
-            bytes_max: SCAN_PAGE_BYTES,
-            reverse: self.reverse,
-        };
-        self.current = Some(descriptor.clone());
-        let request = client.read(descriptor.shard, descriptor.epoch.range, query);
-        let here = match &client.backend {
-            Backend::Node(shared) => shared.read_here(&request),
-            Backend::Remote(_) => None,
-        };
-        Some(match here {
-            Some(answer) => Ok(Page::Read(answer)),
-            None => client.post(request).map(Page::Asked).map_err(ReadError::from_refusal),
-        })
-    }
-
-    fn take_page(&mut self, answer: Answer) -> Result<(), ReadError> {
-        let (rows, more) = match answer {
-            Answer::Rows { rows, more } => (rows, more),
-            Answer::Refused(refusal) => return Err(ReadError::from_refusal(refusal)),
-            Answer::Unknown(_) => return Err(ReadError::TimedOut),
-            _ => return Err(no_answer()),
-        };
-        let range = self.current.take().expect("set when the page was asked for").range;
-        if more {
-            let last = &rows.last().ok_or_else(no_answer)?.key;
-            if self.reverse { self.end = last.clone() } else { self.start = successor(last) }
-        } else if self.reverse {
-            self.done = range.start.is_empty() || range.start <= self.start;
-            self.end = range.start;
-        } else {
-            self.done = range.end.is_empty() || (!self.end.is_empty() && range.end >= self.end);
-            self.start = range.end;
-        }
-        self.rows.extend(rows);
-        self.done |= self.limit > 0 && self.rows.len() >= self.limit;
-        Ok(())
-    }
-}
-
-/// The first key after `key`.
-fn successor(key: &[u8]) -> Bytes {
-    let mut next = Vec::with_capacity(key.len() + 1);
-    next.extend_from_slice(key);
-    next.push(0);
-    next.into()
 }
 
 #[cfg(test)]
@@ -660,12 +527,6 @@ mod tests {
         assert_eq!(decide_unconditional(Answer::ConditionFailed { condition: 0 }), Err(unknown));
         for answer in [rows(), Answer::Written { version: 1 }, Answer::Done] {
             assert_eq!(decide_get(answer.clone()), Err(no_answer()), "{answer:?}");
-        }
-        let no_rows = Answer::Rows { rows: Vec::new(), more: true };
-        for answer in [no_rows, Answer::Value(None), Answer::Written { version: 1 }, Answer::Done] {
-            let mut scan = Scan::new(ScanOptions::default());
-            scan.current = floe_shard::pre_split(&[NodeId(1)], 1, 1).pop();
-            assert_eq!(scan.take_page(answer.clone()), Err(no_answer()), "{answer:?}");
         }
     }
 }

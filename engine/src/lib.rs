@@ -60,6 +60,7 @@ pub mod remote;
 pub mod requests;
 pub mod routing;
 pub mod running;
+pub mod scan;
 pub mod seam;
 pub mod settle;
 pub mod start;
@@ -67,7 +68,7 @@ pub mod transport;
 pub mod wal;
 pub mod worker;
 
-pub use client::{Call, Client, ScanOptions};
+pub use client::{Call, Client};
 pub use codec::{CoreStatus, MapInfo, NodeStatus, ReplicaStatus};
 pub use config::{Config, Member, WalSettings};
 pub use driver::Driver;
@@ -75,6 +76,7 @@ pub use engine::Engine;
 pub use error::{OpenError, ReadError, TransferError, WriteError, WriteOutcome};
 pub use metrics::Metrics;
 pub use remote::ConnectError;
+pub use scan::ScanOptions;
 pub use seam::StartReport;
 pub use worker::MachineFactory;
 
