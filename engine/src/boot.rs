@@ -224,7 +224,7 @@ impl Boot {
                 self.record = Some(self.raise(record));
                 self.save(calls);
             }
-            (Step::Save, DiskDone::Done) => {
+            (Step::Save, DiskDone::Saved(_)) => {
                 let call = DiskCall::Rename { from: FILE_NEW.into(), to: FILE.into() };
                 self.issue(Step::Rename, call, calls);
             }

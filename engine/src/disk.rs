@@ -6,6 +6,7 @@
 //! of another.
 
 use bytes::Bytes;
+use floe_shard::state_machine::{Job, JobDone};
 use std::fmt;
 use std::sync::Arc;
 
@@ -39,6 +40,14 @@ pub struct OpId {
 
 /// Bytes that are produced straight into the driver's aligned buffer.
 pub trait Recipe: Send {
+    /// Does what has to be durable before the bytes are written; called once, before the other methods, and only for
+    /// `Save`, whose length is asked for afterwards.
+    ///
+    /// # Errors
+    /// Nothing is written.
+    fn prepare(&mut self) -> Result<(), String> {
+        Ok(())
+    }
     /// How many bytes: a multiple of [`BLOCK`] for `Write`.
     fn len(&self) -> usize;
     /// Fills `buffer`, whose length is exactly `len()`. Called once.
@@ -112,12 +121,17 @@ pub enum DiskCall {
         data: Box<dyn Recipe>,
     },
     /// Writes a whole file from the start and syncs it, in the background: replaces what is there,
-    /// not atomically (write a temporary name, then `Rename`). Makes missing parent directories.
+    /// not atomically (write a temporary name, then `Rename`). Makes missing parent directories. Answer: `Saved`.
     Save {
         /// The file.
         path: DiskPath,
         /// What; any length.
         data: Box<dyn Recipe>,
+    },
+    /// Work of a state machine that may read its files. Answer: `Ran`.
+    Run {
+        /// What.
+        job: Job,
     },
 }
 
@@ -131,7 +145,8 @@ impl fmt::Debug for DiskCall {
             Self::SyncDir { dir } => write!(f, "SyncDir {dir}"),
             Self::Read { path, offset, len } => write!(f, "Read {path} {offset}+{len}"),
             Self::Write { path, offset, data } => write!(f, "Write {path} {offset}+{}", data.len()),
-            Self::Save { path, data } => write!(f, "Save {path} {}", data.len()),
+            Self::Save { path, .. } => write!(f, "Save {path}"),
+            Self::Run { .. } => write!(f, "Run"),
         }
     }
 }
@@ -156,6 +171,10 @@ pub enum DiskDone {
     Listed(Vec<DirEntry>),
     /// What a `Read` found.
     Read(Bytes),
+    /// How many bytes a `Save` wrote.
+    Saved(u64),
+    /// What a `Run` brought.
+    Ran(JobDone),
 }
 
 /// What kind of failure, as far as it matters to a core.

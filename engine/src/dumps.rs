@@ -1,4 +1,5 @@
-//! Files of state machine dumps: `dump/s<shard>-r<replica>-g<generation>`.
+//! Files of state machine dumps: `dump/s<shard>-r<replica>-g<generation>`; and the jobs of state machines, which read
+//! files of their own.
 //!
 //! A dump is saved under a temporary name, renamed, and its directory synced; only then may a WAL
 //! record name it. A file that no record names is a stray and is removed at start.
@@ -7,7 +8,7 @@ use crate::disk::{DiskCall, DiskCalls, DiskDone, DiskPath, DiskResult, OpId, OpO
 use bytes::Bytes;
 use floe_raft::{Planted, ReplicaId, is_planted};
 use floe_shard::output::{DumpRead, DumpRemove, DumpSave};
-use floe_shard::state_machine::Dump;
+use floe_shard::state_machine::{Dump, Job};
 use floe_shard::{MultiRaft, ShardId};
 use std::collections::BTreeMap;
 
@@ -33,6 +34,9 @@ pub fn dump_shard(name: &str) -> Option<ShardId> {
 struct DumpRecipe(Box<dyn Dump>);
 
 impl Recipe for DumpRecipe {
+    fn prepare(&mut self) -> Result<(), String> {
+        self.0.prepare()
+    }
     fn len(&self) -> usize {
         self.0.len()
     }
@@ -44,14 +48,16 @@ impl Recipe for DumpRecipe {
 #[derive(Clone, Copy)]
 enum Step {
     Save,
-    Rename,
-    Sync,
+    /// So many bytes are saved.
+    Rename(u64),
+    Sync(u64),
 }
 
 enum Op {
     Save { shard: ShardId, replica: ReplicaId, generation: u64, step: Step },
     Read { token: u64, len: usize },
     Remove,
+    Job { token: u64 },
 }
 
 /// Carries the dumps of one core to and from the disk.
@@ -83,17 +89,33 @@ impl Dumps {
         self.issue(Op::Remove, DiskCall::Remove { path }, calls);
     }
 
+    /// Begins a state machine's job.
+    pub fn run(&mut self, token: u64, job: Job, calls: &mut DiskCalls) {
+        self.issue(Op::Job { token }, DiskCall::Run { job }, calls);
+    }
+
     /// Takes a call's outcome and tells the replicas.
     pub fn on_disk(&mut self, number: u64, result: DiskResult, multi: &mut MultiRaft, calls: &mut DiskCalls) {
         match self.ops.remove(&number).expect("a completion names a call in flight") {
             Op::Save { shard, replica, generation, step } => match result {
-                Ok(_) => self.advance(shard, replica, generation, step, multi, calls),
+                Ok(done) => self.advance(shard, replica, generation, (step, done), multi, calls),
                 Err(error) => {
                     tracing::warn!(%shard, generation, %error, "a dump could not be saved; it will be tried again");
                     multi.dump_saved(shard, replica, generation, Err(error.to_string()));
                 }
             },
             Op::Read { token, len } => multi.dump_read(token, read_bytes(result, len)),
+            Op::Job { token } => {
+                let done = match result {
+                    Ok(DiskDone::Ran(done)) => Ok(done),
+                    Ok(other) => panic!("a job was answered by {other:?}"),
+                    Err(error) => Err(error.to_string()),
+                };
+                if let Err(error) = &done {
+                    tracing::error!(%error, "a state machine's files can't be read");
+                }
+                multi.job_done(token, done);
+            }
             Op::Remove => {
                 if let Err(error) = result {
                     tracing::warn!(%error, "an old dump could not be removed; the next start tries again");
@@ -112,21 +134,22 @@ impl Dumps {
         shard: ShardId,
         replica: ReplicaId,
         generation: u64,
-        step: Step,
+        done: (Step, DiskDone),
         multi: &mut MultiRaft,
         calls: &mut DiskCalls,
     ) {
-        let (step, call) = match step {
-            Step::Save => {
+        let (step, call) = match done {
+            (Step::Save, DiskDone::Saved(len)) => {
                 let (from, to) =
                     (temporary(shard, replica, generation), dump_path(shard, replica, generation));
-                (Step::Rename, DiskCall::Rename { from, to })
+                (Step::Rename(len), DiskCall::Rename { from, to })
             }
-            Step::Rename if is_planted(Planted::DumpNameNotSynced) => {
-                return multi.dump_saved(shard, replica, generation, Ok(()));
+            (Step::Rename(len), _) if is_planted(Planted::DumpNameNotSynced) => {
+                return multi.dump_saved(shard, replica, generation, Ok(len));
             }
-            Step::Rename => (Step::Sync, DiskCall::SyncDir { dir: DUMP_DIR.into() }),
-            Step::Sync => return multi.dump_saved(shard, replica, generation, Ok(())),
+            (Step::Rename(len), _) => (Step::Sync(len), DiskCall::SyncDir { dir: DUMP_DIR.into() }),
+            (Step::Sync(len), _) => return multi.dump_saved(shard, replica, generation, Ok(len)),
+            (Step::Save, other) => panic!("saving a dump was answered by {other:?}"),
         };
         self.issue(Op::Save { shard, replica, generation, step }, call, calls);
     }

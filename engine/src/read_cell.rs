@@ -144,7 +144,8 @@ impl Open {
     /// A key's value. `now` was read from the clock after this was loaded; `None` = ask the core.
     pub fn get(&self, range_epoch: u64, key: &[u8], now: Nanos) -> Option<Option<Versioned>> {
         let may = self.range.contains(key) && self.may_be_read(range_epoch, now);
-        may.then(|| self.view.get(key))
+        // What can't be read here is refused by the core, which says why.
+        may.then(|| self.view.get(key).ok()).flatten()
     }
 
     /// The answer to a query. `now` was read from the clock after this was loaded; `None` = ask the core.
@@ -152,9 +153,7 @@ impl Open {
         if let Query::Get { key } = query {
             return self.get(range_epoch, key, now).map(Answer::Value);
         }
-        self.may_be_read(range_epoch, now).then(|| match self.view.read(query, &self.range) {
-            QueryResult::Value(value) => Answer::Value(value),
-            QueryResult::Rows(rows, more) => Answer::Rows { rows, more },
-        })
+        let may = self.may_be_read(range_epoch, now);
+        may.then(|| self.view.read(query, &self.range).ok().map(QueryResult::into_answer)).flatten()
     }
 }

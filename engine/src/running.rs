@@ -14,9 +14,9 @@ use crate::settle::Settling;
 use crate::start::{Found, FoundAll};
 use crate::wal::{FrameSeq, Record, Wal, WalConfig};
 use crate::worker::WorkerConfig;
-use floe_raft::{Entry, EntryKind, Membership, Nanos};
+use floe_raft::{Entry, EntryKind, Mark, Membership, Nanos};
 use floe_shard::descriptor::Descriptor;
-use floe_shard::output::{LogWrite, Output, PersistToken, RefusedMessage};
+use floe_shard::output::{LogWrite, Output, PersistToken, RefusedMessage, ShardState};
 use floe_shard::peer::{PeerBatch, PeerMessage};
 use floe_shard::request::RequestId;
 use floe_shard::{CoreAddr, MultiRaft, NodeId, ShardId, open_dump};
@@ -305,6 +305,9 @@ impl Running {
         for read in output.dump_reads.drain(..) {
             self.dumps.read(read, &mut effects.disk);
         }
+        for (token, job) in output.jobs.drain(..) {
+            self.dumps.run(token, job, &mut effects.disk);
+        }
         for remove in output.dump_removes.drain(..) {
             self.dumps.remove(remove, &mut effects.disk);
         }
@@ -501,21 +504,42 @@ fn report(record: &BootRecord, found: &FoundAll) -> StartReport {
     }
 }
 
+/// The machine's own files hold more than the record of their last flush says: a crash came between the two. What they
+/// hold was in the log before it was applied, so it must be there. False if it isn't.
+fn skip_applied(state: &mut ShardState, to: Mark) -> bool {
+    if to != state.flushed {
+        let Some(at) = state.entries.iter().position(|entry| entry.mark == to) else { return false };
+        state.entries.drain(..=at);
+        state.flushed = to;
+    }
+    true
+}
+
 fn restore(now: Nanos, config: &WorkerConfig, found: Found, multi: &mut MultiRaft) -> Result<(), Failure> {
     let Found { mut state, dump, moved } = found;
     let mut machine = (config.machines)(state.shard);
     if let Some(dump) = dump {
+        let name = crate::dumps::dump_name(state.shard, state.replica, state.generation);
         let damaged = |why: String| {
             Failure::Corrupt(format!(
-                "dump/{}: {why}; remove this node from the cluster and start it with an empty directory under a new id",
-                crate::dumps::dump_name(state.shard, state.replica, state.generation)
+                "dump/{name}: {why}; remove this node from the cluster and start it with an empty directory under a new id",
             ))
         };
         let (head, body) = open_dump(&dump).map_err(|error| damaged(error.to_string()))?;
-        if head.mark != state.flushed {
+        machine.restore(&body).map_err(|error| damaged(format!("{error:?}")))?;
+        let (head, fits) = match machine.newer() {
+            Some(newer) => {
+                let fits = skip_applied(&mut state, newer.mark);
+                (newer, fits)
+            }
+            None => {
+                let fits = head.mark == state.flushed;
+                (head, fits)
+            }
+        };
+        if !fits {
             return Err(damaged(format!("it stands at {}, the log says {}", head.mark, state.flushed)));
         }
-        machine.restore(&body).map_err(|error| damaged(format!("{error:?}")))?;
         // A flush is one record that names the dump; the descriptor of that moment lies in the dump.
         state.descriptor = head.descriptor.encode();
     }

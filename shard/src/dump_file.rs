@@ -25,6 +25,7 @@ use std::fmt;
 const MAGIC: &[u8; 8] = b"FLOEDUMP";
 const VERSION: u32 = 1;
 const FIXED_BYTES: usize = 64;
+const BODY_LEN_AT: usize = 40;
 const CHECKSUM_AT: usize = 48;
 const _: () = assert!(FIXED_BYTES.is_multiple_of(8) && CHECKSUM_AT + 8 <= FIXED_BYTES);
 
@@ -89,11 +90,15 @@ pub(crate) struct DumpFile {
 
 impl DumpFile {
     pub(crate) fn new(head: &DumpHead, body: Box<dyn Dump>) -> Self {
-        Self { head: encode_head(head, body.len() as u64), body }
+        Self { head: encode_head(head), body }
     }
 }
 
 impl Dump for DumpFile {
+    fn prepare(&mut self) -> Result<(), String> {
+        self.body.prepare()
+    }
+
     fn len(&self) -> usize {
         self.head.len() + self.body.len()
     }
@@ -102,6 +107,7 @@ impl Dump for DumpFile {
         assert_eq!(buffer.len(), self.len(), "a dump is encoded into exactly its length");
         let (head, body) = buffer.split_at_mut(self.head.len());
         head.copy_from_slice(&self.head);
+        head[BODY_LEN_AT..BODY_LEN_AT + 8].copy_from_slice(&(body.len() as u64).to_le_bytes());
         self.body.encode_into(body);
         let checksum = file_checksum(buffer);
         buffer[CHECKSUM_AT..CHECKSUM_AT + 8].copy_from_slice(&checksum.to_le_bytes());
@@ -121,7 +127,16 @@ impl Dump for RawDump {
     }
 }
 
-fn encode_head(head: &DumpHead, body_len: u64) -> Vec<u8> {
+/// The file of a dump whose body is at hand.
+pub fn encode_dump(head: &DumpHead, body: &Bytes) -> Vec<u8> {
+    let file = DumpFile::new(head, Box::new(RawDump(body.clone())));
+    let mut bytes = vec![0; file.len()];
+    file.encode_into(&mut bytes);
+    bytes
+}
+
+/// All of the head but the body's length and the checksum.
+fn encode_head(head: &DumpHead) -> Vec<u8> {
     let descriptor = head.descriptor.encode();
     let membership = head.membership.encode(b"");
     let head_len = (FIXED_BYTES + descriptor.len() + membership.len()).next_multiple_of(8);
@@ -129,7 +144,7 @@ fn encode_head(head: &DumpHead, body_len: u64) -> Vec<u8> {
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());
     out.extend_from_slice(&(head_len as u32).to_le_bytes());
-    for number in [head.shard.0, head.mark.term, head.mark.index, body_len, 0] {
+    for number in [head.shard.0, head.mark.term, head.mark.index, 0, 0] {
         out.extend_from_slice(&number.to_le_bytes());
     }
     out.extend_from_slice(&(descriptor.len() as u32).to_le_bytes());

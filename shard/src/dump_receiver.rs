@@ -125,7 +125,7 @@ impl MultiRaft {
     }
 
     /// A transferred dump was saved, or couldn't be: Raft is told, or the transfer given up.
-    pub(crate) fn on_transfer_saved(&mut self, slot: usize, generation: u64, ok: Result<(), String>) {
+    pub(crate) fn on_transfer_saved(&mut self, slot: usize, generation: u64, ok: Result<u64, String>) {
         let replica = &mut self.replicas[slot];
         match replica.incoming.take() {
             Some(mut incoming) if incoming.is_saving(generation) => {
@@ -201,6 +201,8 @@ impl MultiRaft {
             return;
         }
         let descriptor = head.descriptor.encode();
+        // What waited to be applied, and the job it waited for, belong to the state that is gone.
+        replica.apply_to = mark.index;
         replica.applied = mark;
         replica.descriptor = head.descriptor;
         replica.flush.unflushed_bytes = 0;

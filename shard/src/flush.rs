@@ -1,5 +1,9 @@
 //! Dumping a shard so that its log can be cut.
 //!
+//! A machine with files of its own makes its state durable in them instead, and its dump only names them: it is good
+//! for this node alone, and has no length that could be offered to a follower (`base.dump_len`). When a follower
+//! needs one, the next dump is a whole one.
+//!
 //! A picture of the state is taken at the applied mark and saved in the background; when it is durable, a
 //! `TruncatePrefix` record names it, and the log in memory is dropped as far as nobody needs it. The dump
 //! before it is removed once that record is durable, and nobody is being fed from it.
@@ -41,17 +45,18 @@ pub(crate) struct RunningFlush {
     descriptor: Bytes,
     /// Of `unflushed_bytes`, what the dump covers.
     covered_bytes: usize,
-    len: u64,
+    /// Good for a follower, too.
+    is_whole: bool,
 }
 
 impl MultiRaft {
-    /// A dump was saved durably, or couldn't be.
+    /// A dump of so many bytes was saved durably, or couldn't be.
     pub fn dump_saved(
         &mut self,
         shard: ShardId,
         replica: ReplicaId,
         generation: u64,
-        ok: Result<(), String>,
+        ok: Result<u64, String>,
     ) {
         let slot = self.slots.get(&shard).copied().filter(|&slot| self.replicas[slot].id == replica);
         let Some(slot) = slot else {
@@ -134,23 +139,41 @@ impl MultiRaft {
         }
     }
 
-    fn finish_flush(&mut self, slot: usize, running: RunningFlush, ok: Result<(), String>) {
+    fn finish_flush(&mut self, slot: usize, running: RunningFlush, ok: Result<u64, String>) {
         let replica = &mut self.replicas[slot];
         let is_overtaken = replica.install.is_some() || running.mark.index < replica.base.flushed.index;
         if is_overtaken {
             return self.push_remove(slot, running.generation);
         }
-        if ok.is_err() {
+        let Ok(len) = ok else {
             replica.flush.not_before = self.now.saturating_add(RETRY_AFTER_NS);
             self.push_remove(slot, running.generation);
             return self.offer_or_give_up(slot, false);
-        }
-        replica.name_dump(running);
+        };
+        replica.name_dump(running, len);
         if std::mem::take(&mut replica.flush.reset_after) && replica.install.is_none() {
             replica.write_reset();
         }
         replica.maybe_compact(self.config.log_bytes_max);
-        self.offer_or_give_up(slot, true);
+        if replica.base.dump_len.is_some() {
+            self.offer_or_give_up(slot, true);
+        } else if replica.awaits_dump() {
+            self.want_flush(slot);
+        }
+    }
+
+    /// Memory for states that aren't in files yet runs low on this node: flushes the machine that holds the most of it
+    /// on this core. O(shards of this core).
+    pub fn flush_largest(&mut self) {
+        let may = |replica: &Replica| {
+            let Flush { queued, running, not_before, .. } = &replica.flush;
+            replica.takes_part() && !queued && running.is_none() && *not_before <= self.now
+        };
+        let sized = self.slots.values().map(|&slot| (self.replicas[slot].machine.unflushed_bytes(), slot));
+        let largest = sized.filter(|&(bytes, slot)| bytes > 0 && may(&self.replicas[slot])).max();
+        if let Some((_, slot)) = largest {
+            self.want_flush(slot);
+        }
     }
 
     /// A dump is no longer named by any record: it goes, at once or when the last follower has it.
@@ -176,13 +199,15 @@ impl Replica {
             self.descriptor
         );
         let head = DumpHead { shard: self.shard, mark, descriptor: self.descriptor.clone(), membership };
-        let data = Box::new(DumpFile::new(&head, self.machine.dump()));
+        let by_name = if self.awaits_dump() { None } else { self.machine.flush(&head) };
+        let is_whole = by_name.is_none();
+        let data = Box::new(DumpFile::new(&head, by_name.unwrap_or_else(|| self.machine.dump())));
         self.flush.running = Some(RunningFlush {
             generation,
             mark,
             descriptor: self.descriptor.encode(),
             covered_bytes: self.flush.unflushed_bytes,
-            len: crate::state_machine::Dump::len(&*data) as u64,
+            is_whole,
         });
         DumpSave { shard: self.shard, replica: self.id, generation, data }
     }
@@ -197,12 +222,12 @@ impl Replica {
     }
 
     /// The dump is durable: from now on it is the shard's base.
-    fn name_dump(&mut self, running: RunningFlush) {
-        let RunningFlush { generation, mark, descriptor, covered_bytes, len } = running;
+    fn name_dump(&mut self, running: RunningFlush, len: u64) {
+        let RunningFlush { generation, mark, descriptor, covered_bytes, is_whole } = running;
         let before = std::mem::replace(&mut self.base.generation, generation);
         self.base.flushed = mark;
         self.base.descriptor = descriptor;
-        self.base.dump_len = Some(len);
+        self.base.dump_len = is_whole.then_some(len);
         self.flush.unflushed_bytes -= covered_bytes;
         let record =
             LogWrite::TruncatePrefix { shard: self.shard, replica: self.id, flushed: mark, generation };

@@ -42,6 +42,9 @@
 //! The Raft log is the only journal, and a *dump* is what lets it be cut: `flush.rs`. A follower whose next entry
 //! is gone pulls the leader's dump: `transfer.rs`. The file's format: `dump_file.rs`; [`open_dump`] checks it.
 //!
+//! A machine that keeps files of its own saves a dump that merely names them ([`StateMachine::flush`]); for a follower it
+//! is saved whole. What such a machine reads from its files goes by jobs: `jobs.rs`.
+//!
 //! # Members
 //!
 //! Replicas are added, promoted, demoted and removed through the log: `members.rs`
@@ -75,6 +78,7 @@ mod dump_sender;
 mod flush;
 mod heartbeat;
 pub mod ids;
+mod jobs;
 mod members;
 mod memory_store;
 mod memory_view;
@@ -107,10 +111,10 @@ pub use command::{
 pub use config::{DUMP_PULL_BYTES_MAX, ShardConfig};
 pub use descriptor::{Descriptor, KeyRange, ReplicaPlace, ReplicaRole};
 pub use descriptor_codec::BadDescriptor;
-pub use dump_file::{DumpError, DumpHead, open_dump};
+pub use dump_file::{DumpError, DumpHead, encode_dump, open_dump};
 pub use ids::{CoreAddr, Epoch, NodeId, ShardId};
 pub use members::FOUNDED_AT;
-pub use memory_store::MemoryStore;
+pub use memory_store::{MemoryStore, check_command, is_within};
 pub use multi_raft::MultiRaft;
 pub use output::{
     DumpRead, DumpRemove, DumpSave, Fault, LogWrite, Output, PersistToken, RefusedMessage, ShardState,
@@ -121,6 +125,8 @@ pub use request::{
     Answer, BusyReason, Consistency, MEMBER_CHANGES_MAX, MemberChange, Query, Refusal, Request, RequestId,
     Row, Seat, UnknownReason, Versioned,
 };
+pub use row_tree::RowTree;
 pub use shard_map::{ShardMap, pre_split};
-pub use state_machine::{BadPayload, CommandResult, Dump, QueryResult, StateMachine, View};
+pub use state_machine::{BadPayload, CommandResult, Dump, Job, JobDone, QueryResult, StateMachine, View};
 pub use status::{ShardStatus, Stats};
+pub use stored_key::StoredKey;

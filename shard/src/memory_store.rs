@@ -38,7 +38,7 @@ const ROW_OVERHEAD_BYTES: u64 = 128;
 /// An ordered map of keys to versioned values.
 #[derive(Default)]
 pub struct MemoryStore {
-    rows: RowTree,
+    rows: RowTree<Slot>,
     /// Keys and values, without overhead.
     bytes: u64,
     hash: u64,
@@ -106,7 +106,7 @@ impl MemoryStore {
     }
 
     fn apply_command(&mut self, at: Mark, command: &CommandView, range: &KeyRange) -> CommandResult {
-        if !within(command, range) {
+        if !is_within(command, range) {
             return CommandResult::OutOfRange;
         }
         if let Some(failed) = command.conditions.iter().position(|one| !self.holds(one)) {
@@ -142,15 +142,7 @@ impl MemoryStore {
 
 impl StateMachine for MemoryStore {
     fn check(&self, payload: &[u8], range: &KeyRange) -> Result<(), BadPayload> {
-        let checked = with_command(payload, |command| {
-            check_limits(command)?;
-            Ok(within(command, range))
-        });
-        match checked.and_then(|checked| checked) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(BadPayload::OutOfRange),
-            Err(error) => Err(BadPayload::Malformed(error.to_string())),
-        }
+        check_command(payload, range)
     }
 
     fn apply(&mut self, at: Mark, payload: &[u8], range: &KeyRange) -> CommandResult {
@@ -159,7 +151,7 @@ impl StateMachine for MemoryStore {
     }
 
     fn read(&self, query: &Query, range: &KeyRange) -> QueryResult {
-        View::read(&self.rows, query, range)
+        self.rows.read(query, range)
     }
 
     fn view(&self) -> Option<Arc<dyn View>> {
@@ -199,7 +191,7 @@ impl StateMachine for MemoryStore {
 
 /// The rows at one moment.
 struct Picture {
-    rows: RowTree,
+    rows: RowTree<Slot>,
     len: usize,
 }
 
@@ -232,8 +224,24 @@ impl Dump for Picture {
     }
 }
 
+/// [`StateMachine::check`] of every machine whose commands are [`crate::WriteBatch`]es.
+///
+/// # Errors
+/// As there.
+pub fn check_command(payload: &[u8], range: &KeyRange) -> Result<(), BadPayload> {
+    let checked = with_command(payload, |command| {
+        check_limits(command)?;
+        Ok(is_within(command, range))
+    });
+    match checked.and_then(|checked| checked) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(BadPayload::OutOfRange),
+        Err(error) => Err(BadPayload::Malformed(error.to_string())),
+    }
+}
+
 /// Whether everything that the command touches lies in the range.
-fn within(command: &CommandView, range: &KeyRange) -> bool {
+pub fn is_within(command: &CommandView, range: &KeyRange) -> bool {
     let conditions = command.conditions.iter().all(|condition| match condition {
         ConditionView::Equals { key, .. }
         | ConditionView::Absent { key }
@@ -358,7 +366,7 @@ mod tests {
         picture.encode_into(&mut bytes);
         let mut restored = MemoryStore::new();
         restored.restore(&Bytes::from(bytes.clone())).unwrap();
-        let row = View::get(&restored.rows, b"b").unwrap();
+        let row = View::get(&restored.rows, b"b").unwrap().unwrap();
         assert_eq!((row.version, &row.value[..]), (2, &b"22"[..]));
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();

@@ -7,14 +7,25 @@ use crate::row_tree::{RowTree, Slot};
 use crate::state_machine::{QueryResult, View};
 use crate::stored_key::StoredKey;
 
-impl View for RowTree {
-    fn get(&self, key: &[u8]) -> Option<Versioned> {
-        RowTree::get(self, &StoredKey::new(key)).map(Slot::versioned)
+impl View for RowTree<Slot> {
+    fn get(&self, key: &[u8]) -> Result<Option<Versioned>, String> {
+        Ok(self.find(key))
     }
 
-    fn read(&self, query: &Query, range: &KeyRange) -> QueryResult {
+    fn read(&self, query: &Query, range: &KeyRange) -> Result<QueryResult, String> {
+        Ok(RowTree::read(self, query, range))
+    }
+}
+
+impl RowTree<Slot> {
+    fn find(&self, key: &[u8]) -> Option<Versioned> {
+        self.get(&StoredKey::new(key)).map(Slot::versioned)
+    }
+
+    /// What a query finds, within `range`.
+    pub(crate) fn read(&self, query: &Query, range: &KeyRange) -> QueryResult {
         match query {
-            Query::Get { key } if range.contains(key) => QueryResult::Value(View::get(self, key)),
+            Query::Get { key } if range.contains(key) => QueryResult::Value(self.find(key)),
             Query::Get { .. } => QueryResult::Value(None),
             Query::Scan { start, end, limit, bytes_max, reverse } => {
                 let Some((low, high)) = clip(start, end, range) else {
@@ -29,7 +40,7 @@ impl View for RowTree {
 
 /// One page: at most `limit` rows and `bytes_max` bytes; one row is always admitted.
 fn scan(
-    rows: &RowTree,
+    rows: &RowTree<Slot>,
     low: &StoredKey,
     high: Option<&StoredKey>,
     reverse: bool,

@@ -8,6 +8,7 @@ use crate::callers::Callers;
 use crate::config::ShardConfig;
 use crate::descriptor::Descriptor;
 use crate::ids::{CoreAddr, NodeId, ShardId};
+use crate::jobs::Jobs;
 use crate::members::FOUNDED_AT;
 use crate::output::{DumpRead, DumpRemove, LogWrite, PersistToken, RefusedMessage, ShardState};
 use crate::peer::PeerMessage;
@@ -16,7 +17,7 @@ use crate::quiescence::Quiet;
 use crate::ready_queue::ReadyQueue;
 use crate::replica::{OnDurable, Replica, Stage};
 use crate::request::{Answer, RequestId, UnknownReason};
-use crate::state_machine::StateMachine;
+use crate::state_machine::{Job, StateMachine};
 use crate::status::Stats;
 use crate::timers::Timers;
 use crate::transfer::ReadOfDump;
@@ -57,6 +58,7 @@ pub struct MultiRaft {
     pub(crate) dumps_running: usize,
     pub(crate) dump_reads: BTreeMap<u64, ReadOfDump>,
     pub(crate) dump_read_next: u64,
+    pub(crate) jobs: Jobs,
     /// Incoming transfers.
     pub(crate) incoming: usize,
     pub(crate) outbox: Outbox,
@@ -79,6 +81,7 @@ pub(crate) struct Outbox {
     pub(crate) dump_saves: Vec<crate::output::DumpSave>,
     pub(crate) dump_reads: Vec<DumpRead>,
     pub(crate) dump_removes: Vec<DumpRemove>,
+    pub(crate) jobs: Vec<(u64, Job)>,
     pub(crate) creates: Vec<Descriptor>,
     pub(crate) refused: Vec<RefusedMessage>,
 }
@@ -90,6 +93,7 @@ impl Outbox {
             && self.dump_saves.is_empty()
             && self.dump_reads.is_empty()
             && self.dump_removes.is_empty()
+            && self.jobs.is_empty()
             && self.creates.is_empty()
             && self.refused.is_empty()
     }
@@ -129,6 +133,7 @@ impl MultiRaft {
             dumps_running: 0,
             dump_reads: BTreeMap::new(),
             dump_read_next: 0,
+            jobs: Jobs::default(),
             incoming: 0,
             outbox: Outbox::default(),
             refuses_proposals: false,

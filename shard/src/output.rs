@@ -4,7 +4,7 @@ use crate::descriptor::Descriptor;
 use crate::ids::{CoreAddr, NodeId, ShardId};
 use crate::peer::{PeerBatch, PeerMessage};
 use crate::request::{Answer, RequestId};
-use crate::state_machine::Dump;
+use crate::state_machine::{Dump, Job};
 use bytes::Bytes;
 use floe_raft::{Entry, HardState, Mark, Nonsense, ReplicaId, WriteId};
 use std::collections::BTreeMap;
@@ -196,6 +196,8 @@ pub struct Output {
     pub dump_saves: Vec<DumpSave>,
     /// To read; report with [`crate::MultiRaft::dump_read`].
     pub dump_reads: Vec<DumpRead>,
+    /// To run in the background; report each with [`crate::MultiRaft::job_done`].
+    pub jobs: Vec<(u64, Job)>,
     /// To remove; no report.
     pub dump_removes: Vec<DumpRemove>,
     /// Replicas that an order of their leaders asks for: create each with [`crate::MultiRaft::create`].

@@ -52,7 +52,7 @@ pub(crate) struct Base {
     pub(crate) flushed: Mark,
     /// 0 = no dump: the state at `flushed` is empty.
     pub(crate) generation: u64,
-    /// Length of that dump; `None` if a former boot saved it.
+    /// Length of that dump; `None` if a former boot saved it, or it only names files of this node.
     pub(crate) dump_len: Option<u64>,
     /// Encoded descriptor as of `flushed`.
     pub(crate) descriptor: Bytes,
@@ -112,6 +112,10 @@ pub(crate) struct Replica {
     pub(crate) head_starts: u8,
     /// Who waits for a leadership transfer, and its target.
     pub(crate) handing_over: Option<(RequestId, ReplicaId)>,
+    /// Up to here it is committed and handed out by Raft. Beyond `applied` only while a command waits for the disk.
+    pub(crate) apply_to: Index,
+    /// The entry after `applied` waits for a job.
+    pub(crate) fetching: bool,
     pub(crate) flush: Flush,
     pub(crate) outgoing: Vec<Outgoing>,
     pub(crate) incoming: Option<Box<Incoming>>,
@@ -126,6 +130,8 @@ pub(crate) enum Applied {
     WrongEpoch,
     /// Entries without a result.
     Nothing,
+    /// It isn't applied: the machine needs something from the disk first.
+    Pending,
 }
 
 impl Replica {
@@ -169,6 +175,8 @@ impl Replica {
             active_at: 0,
             quiet_on: None,
             handing_over: None,
+            apply_to: state.flushed.index,
+            fetching: false,
             flush: Flush::default(),
             outgoing: Vec::new(),
             incoming: None,
@@ -268,15 +276,21 @@ impl Replica {
             entry.mark,
             self.applied
         );
+        let command = (entry.kind == EntryKind::Command).then(|| self.apply_command(entry));
+        if matches!(command, Some(Applied::Pending)) {
+            return Applied::Pending;
+        }
         self.applied = entry.mark;
         self.flush.unflushed_bytes += entry.size();
+        if let Some(applied) = command {
+            return applied;
+        }
         match entry.kind {
-            EntryKind::Command => self.apply_command(entry),
             EntryKind::Admin => {
                 self.apply_admin(entry);
                 Applied::Nothing
             }
-            EntryKind::Noop => Applied::Nothing,
+            EntryKind::Noop | EntryKind::Command => Applied::Nothing,
             EntryKind::Membership => {
                 self.apply_membership(entry);
                 Applied::Nothing
@@ -290,7 +304,10 @@ impl Replica {
             Some((epoch, _)) if epoch != self.descriptor.epoch.range => Applied::WrongEpoch,
             Some((_, payload)) => {
                 let range = &self.descriptor.range;
-                Applied::Command(self.machine.apply(entry.mark, payload, range))
+                match self.machine.apply(entry.mark, payload, range) {
+                    CommandResult::Pending => Applied::Pending,
+                    result => Applied::Command(result),
+                }
             }
         }
     }
@@ -317,6 +334,9 @@ impl Replica {
             Applied::Command(CommandResult::Malformed) => Answer::Refused(Refusal::BadCommand {
                 reason: "not a command of this shard's state machine".into(),
             }),
+            Applied::Command(CommandResult::Pending) | Applied::Pending => {
+                panic!("{}: nobody is answered before the command is applied", self.shard)
+            }
             Applied::WrongEpoch => Answer::Refused(self.wrong_epoch()),
             Applied::Nothing => Answer::Done,
         }

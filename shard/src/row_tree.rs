@@ -1,4 +1,4 @@
-//! The rows of a memory store: an ordered tree whose copies are snapshots.
+//! Rows in memory, of a memory store or of a memtable: an ordered tree whose copies are snapshots.
 //!
 //! A copy costs one reference. Nodes that a copy still shares are never changed: a write copies those on its
 //! way from the root, and whatever nobody else holds is changed in place. So who takes no copies pays for
@@ -29,37 +29,42 @@ pub(crate) struct Slot {
 
 /// An ordered map of keys to slots.
 #[derive(Clone)]
-pub(crate) struct RowTree {
-    root: Arc<Node>,
+pub struct RowTree<S> {
+    root: Arc<Node<S>>,
     len: usize,
 }
 
 #[derive(Clone)]
-enum Node {
-    Leaf(Vec<(StoredKey, Slot)>),
-    Inner(Vec<Child>),
+enum Node<S> {
+    Leaf(Vec<(StoredKey, S)>),
+    Inner(Vec<Child<S>>),
 }
 
 #[derive(Clone)]
-struct Child {
+struct Child<S> {
     first: StoredKey,
-    node: Arc<Node>,
+    node: Arc<Node<S>>,
 }
 
-impl Default for RowTree {
+impl<S> Default for RowTree<S> {
     fn default() -> Self {
         Self { root: Arc::new(Node::Leaf(Vec::new())), len: 0 }
     }
 }
 
-impl RowTree {
+impl<S: Clone> RowTree<S> {
     /// Rows in it.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.len
     }
 
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The slot of a key. O(log n).
-    pub(crate) fn get(&self, key: &StoredKey) -> Option<&Slot> {
+    pub fn get(&self, key: &StoredKey) -> Option<&S> {
         let mut node = &self.root;
         loop {
             match &**node {
@@ -70,7 +75,7 @@ impl RowTree {
     }
 
     /// The row with the highest key.
-    pub(crate) fn last(&self) -> Option<(&StoredKey, &Slot)> {
+    pub fn last(&self) -> Option<(&StoredKey, &S)> {
         let mut last = None;
         self.visit(&StoredKey::new(b""), None, true, &mut |key, slot| {
             last = Some((key, slot));
@@ -80,7 +85,7 @@ impl RowTree {
     }
 
     /// Stores a slot and gives back the one that it replaces. O(log n), and a path's copy if it is shared.
-    pub(crate) fn insert(&mut self, key: StoredKey, slot: Slot) -> Option<Slot> {
+    pub fn insert(&mut self, key: StoredKey, slot: S) -> Option<S> {
         let (old, split) = insert(&mut self.root, key, slot);
         if let Some(right) = split {
             // The first child's key has no say.
@@ -92,7 +97,7 @@ impl RowTree {
     }
 
     /// Removes a key. O(log n), and a path's copy if it is shared and the key is there.
-    pub(crate) fn remove(&mut self, key: &StoredKey) -> Option<Slot> {
+    pub fn remove(&mut self, key: &StoredKey) -> Option<S> {
         self.get(key)?;
         let old = remove(&mut self.root, key);
         self.len -= 1;
@@ -107,18 +112,18 @@ impl RowTree {
     }
 
     /// Shows the rows of `low..high` (`None` = to the end) in order, or in reverse, until `see` says false.
-    pub(crate) fn visit<'a>(
+    pub fn visit<'a>(
         &'a self,
         low: &StoredKey,
         high: Option<&StoredKey>,
         reverse: bool,
-        see: &mut dyn FnMut(&'a StoredKey, &'a Slot) -> bool,
+        see: &mut dyn FnMut(&'a StoredKey, &'a S) -> bool,
     ) {
         visit(&self.root, low, high, reverse, see);
     }
 }
 
-impl Node {
+impl<S: Clone> Node<S> {
     fn len(&self) -> usize {
         match self {
             Self::Leaf(rows) => rows.len(),
@@ -135,7 +140,7 @@ impl Node {
 
     /// The upper part of a node that is too full. Behind a row that came last there may come more: then the
     /// lower part stays full.
-    fn split(&mut self, came_last: bool) -> Option<Child> {
+    fn split(&mut self, came_last: bool) -> Option<Child<S>> {
         if self.len() <= self.max() {
             return None;
         }
@@ -154,17 +159,17 @@ impl Node {
     }
 }
 
-fn position(rows: &[(StoredKey, Slot)], key: &StoredKey) -> Result<usize, usize> {
+fn position<S>(rows: &[(StoredKey, S)], key: &StoredKey) -> Result<usize, usize> {
     rows.binary_search_by(|(held, _)| held.cmp(key))
 }
 
 /// The child in which `key` belongs.
-fn child_of(children: &[Child], key: &StoredKey) -> usize {
+fn child_of<S>(children: &[Child<S>], key: &StoredKey) -> usize {
     children[1..].partition_point(|child| child.first <= *key)
 }
 
 /// Stores a slot below `node`: what it replaces, and what the node had no room for.
-fn insert(node: &mut Arc<Node>, key: StoredKey, slot: Slot) -> (Option<Slot>, Option<Child>) {
+fn insert<S: Clone>(node: &mut Arc<Node<S>>, key: StoredKey, slot: S) -> (Option<S>, Option<Child<S>>) {
     let node = Arc::make_mut(node);
     let (old, came_last) = match node {
         Node::Leaf(rows) => match position(rows, &key) {
@@ -186,7 +191,7 @@ fn insert(node: &mut Arc<Node>, key: StoredKey, slot: Slot) -> (Option<Slot>, Op
 }
 
 /// Removes a key that is below `node`.
-fn remove(node: &mut Arc<Node>, key: &StoredKey) -> Slot {
+fn remove<S: Clone>(node: &mut Arc<Node<S>>, key: &StoredKey) -> S {
     match Arc::make_mut(node) {
         Node::Leaf(rows) => {
             let at = position(rows, key).expect("only a key that is there is removed");
@@ -206,7 +211,7 @@ fn remove(node: &mut Arc<Node>, key: &StoredKey) -> Slot {
 }
 
 /// Joins a child that has become small with a neighbour, if both together fill half a node.
-fn maybe_merge(children: &mut Vec<Child>, at: usize) {
+fn maybe_merge<S: Clone>(children: &mut Vec<Child<S>>, at: usize) {
     let left = at.saturating_sub(1);
     let Some([one, other]) = children.get(left..left + 2) else { return };
     if one.node.len() + other.node.len() > one.node.max() / 2 {
@@ -224,12 +229,12 @@ fn maybe_merge(children: &mut Vec<Child>, at: usize) {
     }
 }
 
-fn visit<'a>(
-    node: &'a Node,
+fn visit<'a, S: Clone>(
+    node: &'a Node<S>,
     low: &StoredKey,
     high: Option<&StoredKey>,
     reverse: bool,
-    see: &mut dyn FnMut(&'a StoredKey, &'a Slot) -> bool,
+    see: &mut dyn FnMut(&'a StoredKey, &'a S) -> bool,
 ) -> bool {
     match node {
         Node::Leaf(rows) => {
@@ -272,7 +277,7 @@ mod tests {
         Slot { version, value: Bytes::new(), hash: 0 }
     }
 
-    fn rows(tree: &RowTree, low: u64, high: Option<u64>, reverse: bool) -> Vec<(Bytes, u64)> {
+    fn rows(tree: &RowTree<Slot>, low: u64, high: Option<u64>, reverse: bool) -> Vec<(Bytes, u64)> {
         let mut rows = Vec::new();
         tree.visit(&key(low), high.map(key).as_ref(), reverse, &mut |key, slot| {
             rows.push((key.to_bytes(), slot.version));
@@ -295,7 +300,7 @@ mod tests {
     #[test]
     fn it_does_what_an_ordered_map_does_and_snapshots_stay_as_they_were() {
         let mut random = 7;
-        let (mut tree, mut model) = (RowTree::default(), BTreeMap::new());
+        let (mut tree, mut model) = (RowTree::<Slot>::default(), BTreeMap::new());
         let mut snapshots = Vec::new();
         for version in 0..40_000 {
             // It grows to a few thousand rows, shrinks to few, and grows again.
@@ -328,7 +333,7 @@ mod tests {
     }
 
     /// Nodes, and the depth of every leaf.
-    fn shape(node: &Node, depth: usize, depths: &mut Vec<usize>) -> usize {
+    fn shape(node: &Node<Slot>, depth: usize, depths: &mut Vec<usize>) -> usize {
         assert!(node.len() <= node.max(), "{} in a node", node.len());
         match node {
             Node::Leaf(_) => {

@@ -1,6 +1,8 @@
-//! What a replicated state machine must do. `apply` is called on the core and does no I/O.
+//! What a replicated state machine must do. Everything but a [`Job`] and [`Dump::prepare`] is called on the core and
+//! does no I/O; only `restore` may read the machine's own files, at start.
 
 use crate::descriptor::KeyRange;
+use crate::dump_file::DumpHead;
 use crate::request::{Query, Row, Versioned};
 use bytes::Bytes;
 use floe_raft::Mark;
@@ -16,11 +18,23 @@ pub trait StateMachine: Send {
     /// Says what is wrong; the caller gets it as `BadCommand` or `OutOfRange`.
     fn check(&self, payload: &[u8], range: &KeyRange) -> Result<(), BadPayload>;
 
-    /// Applies one committed command. Deterministic; never panics on any payload.
+    /// Applies one committed command. Deterministic; never panics on any payload. [`CommandResult::Pending`] says that
+    /// nothing was changed and the same command is to be applied again once [`StateMachine::fetch`]'s job is done.
     fn apply(&mut self, at: Mark, payload: &[u8], range: &KeyRange) -> CommandResult;
 
-    /// Reads the state as it is now, within `range`.
+    /// What brings into memory what the command that was `Pending` needs. Asked for only after one was.
+    fn fetch(&mut self) -> Job {
+        panic!("a machine that answers `Pending` says what it waits for")
+    }
+
+    /// Reads the state as it is now, within `range`. Not asked for what `read_job` takes over.
     fn read(&self, query: &Query, range: &KeyRange) -> QueryResult;
+
+    /// A read that may have to wait for the disk, for a background thread; it sees the state as it is now. `None` =
+    /// `read` answers from memory.
+    fn read_job(&self, _query: &Query, _range: &KeyRange) -> Option<Job> {
+        None
+    }
 
     /// The state as it is now, for readers on any thread: taken quickly, and unchanged by later commands.
     /// `None` = not possible; then every read goes through the core.
@@ -31,11 +45,32 @@ pub trait StateMachine: Send {
     /// An immutable picture of the whole state, taken quickly and encoded elsewhere.
     fn dump(&self) -> Box<dyn Dump>;
 
+    /// Makes the state durable in files of the machine's own, together with `head`, which says where it stands: in
+    /// [`Dump::prepare`]. The dump merely names them, for this node; what an earlier dump named may go once this one
+    /// is prepared. `None` = the machine has no files, and its whole picture is saved.
+    fn flush(&mut self, _head: &DumpHead) -> Option<Box<dyn Dump>> {
+        None
+    }
+
+    /// Memory that a flush would free, for choosing what to flush. 0 for a machine without files.
+    fn unflushed_bytes(&self) -> u64 {
+        0
+    }
+
     /// Replaces the whole state by a dump's bytes.
     ///
     /// # Errors
-    /// The bytes are not a dump; the state is then empty.
+    /// The bytes are not a dump, or name files that don't hold what they should; the state is then empty.
     fn restore(&mut self, dump: &Bytes) -> Result<(), BadPayload>;
+
+    /// Where the state stands that was found in files which are *ahead* of the dump restored from: a crash came
+    /// between a flush and the record that names it. `None` = where the dump says.
+    fn newer(&self) -> Option<DumpHead> {
+        None
+    }
+
+    /// The replica is gone for good: its files may go, too.
+    fn destroy(&mut self) {}
 
     /// Rough size of the state in bytes.
     fn size_bytes(&self) -> u64;
@@ -44,17 +79,42 @@ pub trait StateMachine: Send {
     fn state_hash(&self) -> u64;
 }
 
-/// A state at one moment, read on any thread.
+/// Work for a background thread; it may wait for the disk. An error says which file is to blame.
+pub type Job = Box<dyn FnOnce() -> Result<JobDone, String> + Send>;
+
+/// What a [`Job`] brings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobDone {
+    /// What a command waits for is in memory.
+    Fetched,
+    /// What a query found.
+    Read(QueryResult),
+}
+
+/// A state at one moment, read on any thread; reads may wait for the disk.
 pub trait View: Send + Sync {
     /// The value of a key that lies in the shard's range.
-    fn get(&self, key: &[u8]) -> Option<Versioned>;
+    ///
+    /// # Errors
+    /// A file of the machine's can't be read, or is damaged.
+    fn get(&self, key: &[u8]) -> Result<Option<Versioned>, String>;
 
     /// What [`StateMachine::read`] would have answered at that moment.
-    fn read(&self, query: &Query, range: &KeyRange) -> QueryResult;
+    ///
+    /// # Errors
+    /// As for [`View::get`].
+    fn read(&self, query: &Query, range: &KeyRange) -> Result<QueryResult, String>;
 }
 
 /// A picture of a state, to be encoded on another thread.
 pub trait Dump: Send {
+    /// Does what has to be durable before the dump is; called once, before the other methods, in the background.
+    ///
+    /// # Errors
+    /// It can't be done now; nothing is saved, and the flush is tried again later.
+    fn prepare(&mut self) -> Result<(), String> {
+        Ok(())
+    }
     /// Exactly how many bytes `encode_into` writes.
     fn len(&self) -> usize;
     /// Whether it encodes to nothing.
@@ -85,6 +145,8 @@ pub enum CommandResult {
     OutOfRange,
     /// Not a command: no effects.
     Malformed,
+    /// Not applied yet: something isn't in memory.
+    Pending,
 }
 
 /// What a query found.

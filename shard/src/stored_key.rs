@@ -1,4 +1,4 @@
-//! A key as the memory store keeps it: its first 16 bytes in place, only the rest behind a pointer.
+//! A key as stores keep it in memory: its first 16 bytes in place, only the rest behind a pointer.
 //!
 //! A lookup in a map of a million keys compares some twenty of them. Were each behind a pointer, each
 //! would be a cache miss; most comparisons are decided by the first 16 bytes alone. A key that has no
@@ -12,7 +12,7 @@ const HEAD_BYTES: usize = 16;
 
 /// A key, ordered as its bytes are.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct StoredKey {
+pub struct StoredKey {
     /// The first 16 bytes, big-endian, padded with zeros: where two differ they order as the keys do,
     /// because a shorter key is padded with the smallest byte.
     head: [u64; 2],
@@ -22,7 +22,8 @@ pub(crate) struct StoredKey {
 }
 
 impl StoredKey {
-    pub(crate) fn new(key: &[u8]) -> Self {
+    /// A copy of the key; at most 16 KiB.
+    pub fn new(key: &[u8]) -> Self {
         let (first, rest) = key.split_at(key.len().min(HEAD_BYTES));
         let mut head = [0; HEAD_BYTES];
         head[..first.len()].copy_from_slice(first);
@@ -32,19 +33,25 @@ impl StoredKey {
         Self { head: [(head >> 64) as u64, head as u64], rest, len }
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
         self.len as usize
     }
 
+    /// Whether it is the empty key.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The key in one piece.
-    pub(crate) fn to_bytes(&self) -> Bytes {
+    pub fn to_bytes(&self) -> Bytes {
         let mut key = Vec::with_capacity(self.len());
         self.write_to(|part| key.extend_from_slice(part));
         key.into()
     }
 
     /// Hands out the key's bytes in order, in two parts.
-    pub(crate) fn write_to(&self, mut write: impl FnMut(&[u8])) {
+    pub fn write_to(&self, mut write: impl FnMut(&[u8])) {
         let head = u128::from(self.head[0]) << 64 | u128::from(self.head[1]);
         write(&head.to_be_bytes()[..self.len().min(HEAD_BYTES)]);
         write(self.rest.as_deref().unwrap_or_default());

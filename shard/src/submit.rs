@@ -8,7 +8,7 @@ use crate::reads::PendingRead;
 use crate::replica::{ADMIN_VERSION, Held, Replica, Stage};
 use crate::request::{Answer, BusyReason, Consistency, Query, Refusal, Request, RequestId};
 use crate::shard_map::is_newer;
-use crate::state_machine::{BadPayload, QueryResult};
+use crate::state_machine::{BadPayload, Job};
 use bytes::Bytes;
 use floe_raft::{EntryKind, Nanos, Planted, Refused, is_planted};
 
@@ -114,8 +114,14 @@ impl MultiRaft {
     ) -> Result<(), Answer> {
         let replica = &mut self.replicas[slot];
         if consistency == Consistency::Stale {
-            self.stats.reads += 1;
-            return Err(replica.serve(&read.query, read.range_epoch));
+            match replica.serve(&read.query, read.range_epoch) {
+                Served::Now(answer) => {
+                    self.stats.reads += 1;
+                    return Err(answer);
+                }
+                Served::Later(job) => self.jobs.read(read.id, job, &mut self.outbox),
+            }
+            return Ok(());
         }
         let leader = replica.raft.leader();
         let may_ask = match consistency {
@@ -229,13 +235,22 @@ impl Replica {
     }
 
     /// Reads the state as it is.
-    pub(crate) fn serve(&self, query: &Query, range_epoch: u64) -> Answer {
+    pub(crate) fn serve(&self, query: &Query, range_epoch: u64) -> Served {
         if let Err(refusal) = self.check_read(query, range_epoch) {
-            return Answer::Refused(refusal);
+            return Served::Now(Answer::Refused(refusal));
         }
-        match self.machine.read(query, &self.descriptor.range) {
-            QueryResult::Value(value) => Answer::Value(value),
-            QueryResult::Rows(rows, more) => Answer::Rows { rows, more },
+        let range = &self.descriptor.range;
+        match self.machine.read_job(query, range) {
+            Some(job) => Served::Later(job),
+            None => Served::Now(self.machine.read(query, range).into_answer()),
         }
     }
+}
+
+/// How a read is answered.
+pub(crate) enum Served {
+    /// From memory.
+    Now(Answer),
+    /// In the background.
+    Later(Job),
 }

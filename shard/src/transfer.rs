@@ -21,6 +21,7 @@
 
 use crate::dump_file::DumpHead;
 use crate::multi_raft::MultiRaft;
+use crate::replica::Replica;
 use bytes::Bytes;
 use floe_raft::{Index, Mark, Nanos, ReplicaId, Term, WriteId};
 use std::collections::BTreeMap;
@@ -43,6 +44,13 @@ pub(crate) enum OutStage {
     AwaitsFlush,
     /// The follower knows of it.
     Offered { generation: u64, mark: Mark, len: u64, heard_at: Nanos },
+}
+
+impl Replica {
+    /// Whether a follower waits for a dump to be made.
+    pub(crate) fn awaits_dump(&self) -> bool {
+        self.outgoing.iter().any(|outgoing| matches!(outgoing.stage, OutStage::AwaitsFlush))
+    }
 }
 
 impl Outgoing {

@@ -9,8 +9,9 @@ use crate::multi_raft::MultiRaft;
 use crate::output::{DumpRemove, LogWrite, Output, PersistToken};
 use crate::peer::PeerMessage;
 use crate::proposal::Fate;
-use crate::replica::Replica;
+use crate::replica::{Applied, Replica};
 use crate::request::{Answer, BusyReason, Refusal, UnknownReason};
+use crate::submit::Served;
 use floe_raft::{EntryKind, Leadership, Message, Nanos, Planted, Ready, is_planted};
 
 impl MultiRaft {
@@ -168,15 +169,25 @@ impl MultiRaft {
             .extend(late.map(|(addr, message)| (addr, PeerMessage::Raft { shard, epoch, message })));
     }
 
+    /// Applies what is committed, up to a command that has to wait for the disk.
     fn apply(&mut self, slot: usize, ready: &Ready, out: &mut Output) {
-        let Self { replicas, callers, stats, peers, .. } = self;
+        let Self { replicas, callers, stats, peers, jobs, outbox, .. } = self;
         let replica = &mut replicas[slot];
+        if let Some(last) = ready.committed.clone().last() {
+            replica.apply_to = last;
+        }
+        if replica.apply_to <= replica.applied.index || replica.fetching {
+            return;
+        }
         let members_before = replica.descriptor.epoch.membership;
-        let Some(last) = ready.committed.clone().last() else { return };
-        stats.applied += ready.committed.end - ready.committed.start;
-        for index in ready.committed.clone() {
+        for index in replica.applied.index + 1..replica.apply_to + 1 {
             let Some(entry) = replica.raft.slice(index..index + 1).next().cloned() else { break };
             let applied = replica.apply(&entry);
+            if matches!(applied, Applied::Pending) {
+                jobs.fetch(replica, outbox);
+                break;
+            }
+            stats.applied += 1;
             while let Some((id, fate)) = replica.proposals.settle(entry.mark) {
                 let answer = match fate {
                     Fate::Applied => {
@@ -189,7 +200,7 @@ impl MultiRaft {
                 callers.answer(id, answer, &mut out.answers);
             }
         }
-        replica.raft.applied(last);
+        replica.raft.applied(replica.applied.index);
         if replica.descriptor.epoch.membership != members_before {
             replica.refresh_routes(peers);
         }
@@ -197,7 +208,7 @@ impl MultiRaft {
 
     /// Serves the reads whose round is confirmed and applied, and turns away those whose round was dropped.
     pub(crate) fn answer_reads(&mut self, slot: usize, ready: &Ready, out: &mut Output) {
-        let Self { replicas, callers, stats, .. } = self;
+        let Self { replicas, callers, stats, jobs, outbox, .. } = self;
         let replica = &mut replicas[slot];
         for read in &ready.reads {
             replica.reads.confirm(read.context, read.index);
@@ -210,13 +221,18 @@ impl MultiRaft {
                 callers.close(read.id);
                 continue;
             }
-            let answer = if may_serve {
-                stats.reads += 1;
+            let served = if may_serve {
                 replica.serve(&read.query, read.range_epoch)
             } else {
-                Answer::Refused(replica.not_leader(replica.raft.leader()))
+                Served::Now(Answer::Refused(replica.not_leader(replica.raft.leader())))
             };
-            callers.answer(read.id, answer, &mut out.answers);
+            match served {
+                Served::Now(answer) => {
+                    stats.reads += u64::from(may_serve);
+                    callers.answer(read.id, answer, &mut out.answers);
+                }
+                Served::Later(job) => jobs.read(read.id, job, outbox),
+            }
         }
     }
 
@@ -244,6 +260,7 @@ impl MultiRaft {
         out.dump_saves.append(&mut self.outbox.dump_saves);
         out.dump_reads.append(&mut self.outbox.dump_reads);
         out.dump_removes.append(&mut self.outbox.dump_removes);
+        out.jobs.append(&mut self.outbox.jobs);
         out.creates.append(&mut self.outbox.creates);
         out.refused.append(&mut self.outbox.refused);
     }

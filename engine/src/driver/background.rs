@@ -211,7 +211,13 @@ impl Disk {
                 (read(&self.path(&path), offset, len).map(DiskDone::Read), NameChange::None)
             }
             DiskCall::Write { path, offset, data } => done(write(&self.path(&path), offset, &*data)),
-            DiskCall::Save { path, data } => done(save(&self.path(&path), &*data)),
+            DiskCall::Save { path, data } => {
+                (save(&self.path(&path), data).map(DiskDone::Saved), NameChange::None)
+            }
+            DiskCall::Run { job } => {
+                let failed = |message| DiskError { kind: DiskErrorKind::Io, message };
+                (job().map(DiskDone::Ran).map_err(failed), NameChange::None)
+            }
         }
     }
 }
@@ -326,12 +332,15 @@ fn write(path: &Path, offset: u64, data: &dyn Recipe) -> Result<(), DiskError> {
     written.map_err(|error| disk_error(&format!("writing at {offset} of"), path, &error))
 }
 
-fn save(path: &Path, data: &dyn Recipe) -> Result<(), DiskError> {
+fn save(path: &Path, mut data: Box<dyn Recipe>) -> Result<u64, DiskError> {
+    let unprepared = |message| DiskError { kind: DiskErrorKind::Io, message };
+    data.prepare().map_err(unprepared)?;
     make_parent(path)?;
-    let bytes = encoded(data);
+    let bytes = encoded(&*data);
     let saved = File::create(path).and_then(|mut file| {
         file.write_all(&bytes)?;
         file.sync_all()
     });
-    saved.map_err(|error| disk_error("saving", path, &error))
+    saved.map_err(|error| disk_error("saving", path, &error))?;
+    Ok(bytes.len() as u64)
 }

@@ -52,6 +52,7 @@ fn target(call: &DiskCall) -> (DiskPath, u64) {
         | DiskCall::Rename { to: path, .. }
         | DiskCall::Remove { path }
         | DiskCall::Save { path, .. } => (path.clone(), 0),
+        DiskCall::Run { .. } => unreachable!("the log runs no jobs"),
         DiskCall::Read { path, offset, .. } | DiskCall::Write { path, offset, .. } => (path.clone(), *offset),
     }
 }

@@ -25,7 +25,7 @@ pub struct Node {
     pub dumps: BTreeMap<(ShardId, u64), Bytes>,
     /// Lowest replicas that may come, of destroyed ones.
     pub tombstones: BTreeMap<ShardId, u64>,
-    saved: Vec<(ShardId, floe_raft::ReplicaId, u64)>,
+    saved: Vec<(ShardId, floe_raft::ReplicaId, u64, u64)>,
     pub answers: BTreeMap<RequestId, Answer>,
     pub beats_sent: u64,
     /// Messages of groups and rows of beats.
@@ -239,8 +239,8 @@ impl Node {
                 sends.entry(to).or_default().messages.push(message);
             }
         }
-        for (shard, replica, generation) in std::mem::take(&mut self.saved) {
-            self.multi.dump_saved(shard, replica, generation, Ok(()));
+        for (shard, replica, generation, len) in std::mem::take(&mut self.saved) {
+            self.multi.dump_saved(shard, replica, generation, Ok(len));
         }
         let is_due = self.multi.deadline() <= now;
         self.turns += u64::from(is_due || self.multi.has_work());
@@ -265,7 +265,7 @@ impl Node {
             let mut bytes = vec![0; save.data.len()];
             save.data.encode_into(&mut bytes);
             self.dumps.insert((save.shard, save.generation), Bytes::from(bytes));
-            self.saved.push((save.shard, save.replica, save.generation));
+            self.saved.push((save.shard, save.replica, save.generation, save.data.len() as u64));
         }
         for remove in out.dump_removes {
             self.dumps.remove(&(remove.shard, remove.generation)).expect("removed once");

@@ -3,6 +3,7 @@
 mod cluster;
 mod decoders;
 mod faulty_peer;
+mod jobs;
 mod members;
 mod quiescence;
 mod reads;

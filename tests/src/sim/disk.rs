@@ -18,6 +18,7 @@ use bytes::Bytes;
 use floe::disk::{
     BLOCK, DirEntry, DiskCall, DiskDone, DiskError, DiskErrorKind, DiskPath, DiskResult, OpId, OpOwner,
 };
+use floe_shard::state_machine::JobDone;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How a disk behaves; faults change it while it runs.
@@ -63,7 +64,7 @@ impl CallKind {
             DiskCall::Rename { .. } => Self::Rename,
             DiskCall::SyncDir { .. } => Self::Sync,
             DiskCall::Read { .. } => Self::Read,
-            DiskCall::List { .. } | DiskCall::Remove { .. } => Self::Other,
+            DiskCall::List { .. } | DiskCall::Remove { .. } | DiskCall::Run { .. } => Self::Other,
         }
     }
 }
@@ -129,6 +130,7 @@ enum Work {
     Read { inode: Inode, offset: u64, len: usize },
     Write { path: DiskPath, inode: Inode, offset: u64, data: Bytes },
     Save { path: DiskPath, data: Bytes },
+    Ran(JobDone),
     Fail(DiskError),
 }
 
@@ -330,6 +332,10 @@ impl Disk {
                 }
             }
             DiskCall::Save { path, data } => Work::Save { path, data: encode(&*data) },
+            DiskCall::Run { job } => match job() {
+                Ok(done) => Work::Ran(done),
+                Err(message) => Work::Fail(DiskError { kind: DiskErrorKind::Io, message }),
+            },
         }
     }
 
@@ -360,7 +366,11 @@ impl Disk {
             }
             Work::Fail(error) => return Err(error),
             Work::Create { path, len } => self.replace(&path, Content::zeros(len)),
-            Work::Save { path, data } => self.replace(&path, Content::of(&data)),
+            Work::Save { path, data } => {
+                self.replace(&path, Content::of(&data));
+                return Ok(DiskDone::Saved(data.len() as u64));
+            }
+            Work::Ran(done) => return Ok(DiskDone::Ran(done)),
             Work::Rename { from, to } => {
                 let inode = *self.names.get(&from).ok_or_else(|| not_found(&from))?;
                 self.existing_dir(parent(&to))?;
@@ -488,7 +498,7 @@ impl Disk {
         // All, nothing, or a drawn share of it.
         let percent = *self.random.pick(&[0, 100, 50, 10, 90]);
         match work {
-            Work::List { .. } | Work::Read { .. } | Work::SyncDir { .. } | Work::Fail(_) => {}
+            Work::List { .. } | Work::Read { .. } | Work::SyncDir { .. } | Work::Ran(_) | Work::Fail(_) => {}
             Work::Rename { .. } | Work::Remove { .. } => {
                 if self.random.percent(percent) {
                     // An error is a call that came too early or too late: it then did nothing.
