@@ -18,7 +18,8 @@ use floe_raft::{Entry, EntryKind, Mark, Membership, Nanos};
 use floe_shard::descriptor::Descriptor;
 use floe_shard::output::{LogWrite, Output, PersistToken, RefusedMessage, ShardState};
 use floe_shard::peer::{PeerBatch, PeerMessage};
-use floe_shard::request::RequestId;
+use floe_shard::request::{BusyReason, RequestId};
+use floe_shard::state_machine::Pressure;
 use floe_shard::{CoreAddr, MultiRaft, NodeId, ShardId, open_dump};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -279,7 +280,9 @@ impl Running {
 
     fn collect(&mut self, now: Nanos, effects: &mut Effects) {
         let mut output = std::mem::take(&mut self.output);
-        self.multi.refuse_proposals(self.wal.is_tight());
+        let memory_is_full = self.multi.pressure() == Pressure::Full;
+        let full = self.wal.is_tight().then_some(BusyReason::DiskFull);
+        self.multi.refuse_proposals(full.or(memory_is_full.then_some(BusyReason::WriteBuffer)));
         self.multi.collect(now, &mut output);
         for shard in output.turned.drain(..) {
             self.config.cells.refresh(shard, &self.multi);
@@ -344,6 +347,9 @@ impl Running {
         }
         for shard in self.wal.pinning(self.config.wal.bytes_max) {
             self.multi.reset_base(shard);
+        }
+        if self.multi.pressure() > Pressure::None {
+            self.multi.flush_largest();
         }
     }
 

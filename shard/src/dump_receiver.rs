@@ -245,6 +245,7 @@ impl MultiRaft {
             self.remove_dump(slot, before);
         }
         self.stats.installs += 1;
+        self.want_files(slot);
         self.send_pull(slot, from, generation, len, 0);
     }
 }

@@ -16,6 +16,7 @@ use crate::ids::ShardId;
 use crate::multi_raft::MultiRaft;
 use crate::output::{DumpRemove, DumpSave, LogWrite, Output};
 use crate::replica::{OnDurable, Replica};
+use crate::state_machine::Pressure;
 use bytes::Bytes;
 use floe_raft::{Mark, Nanos, Planted, ReplicaId, is_planted};
 
@@ -157,13 +158,26 @@ impl MultiRaft {
         replica.maybe_compact(self.config.log_bytes_max);
         if replica.base.dump_len.is_some() {
             self.offer_or_give_up(slot, true);
+            self.want_files(slot);
         } else if replica.awaits_dump() {
             self.want_flush(slot);
         }
     }
 
-    /// Memory for states that aren't in files yet runs low on this node: flushes the machine that holds the most of it
-    /// on this core. O(shards of this core).
+    /// The base is a whole dump, which a restart would have to read all of: a machine with files flushes into them.
+    pub(crate) fn want_files(&mut self, slot: usize) {
+        if self.replicas[slot].machine.unflushed_bytes() > 0 {
+            self.want_flush(slot);
+        }
+    }
+
+    /// How short memory runs for states that aren't in files yet. All machines of a node share it, so one is asked.
+    pub fn pressure(&self) -> Pressure {
+        let first = self.slots.values().next();
+        first.map_or(Pressure::None, |&slot| self.replicas[slot].machine.pressure())
+    }
+
+    /// Flushes the machine that holds the most of that memory on this core. O(shards of this core).
     pub fn flush_largest(&mut self) {
         let may = |replica: &Replica| {
             let Flush { queued, running, not_before, .. } = &replica.flush;

@@ -16,7 +16,7 @@ use crate::peers::Peers;
 use crate::quiescence::Quiet;
 use crate::ready_queue::ReadyQueue;
 use crate::replica::{OnDurable, Replica, Stage};
-use crate::request::{Answer, RequestId, UnknownReason};
+use crate::request::{Answer, BusyReason, RequestId, UnknownReason};
 use crate::state_machine::{Job, StateMachine};
 use crate::status::Stats;
 use crate::timers::Timers;
@@ -62,7 +62,7 @@ pub struct MultiRaft {
     /// Incoming transfers.
     pub(crate) incoming: usize,
     pub(crate) outbox: Outbox,
-    pub(crate) refuses_proposals: bool,
+    pub(crate) refuses_proposals: Option<BusyReason>,
     /// The log's disk doesn't answer: see [`MultiRaft::set_wedged`].
     pub(crate) wedged: bool,
     /// How long replicas may promise leaders not to help elect anyone else; durable.
@@ -136,7 +136,7 @@ impl MultiRaft {
             jobs: Jobs::default(),
             incoming: 0,
             outbox: Outbox::default(),
-            refuses_proposals: false,
+            refuses_proposals: None,
             wedged: false,
             promise_allowed_ns: 0,
             promise_owed_ns: 0,
@@ -234,7 +234,7 @@ impl MultiRaft {
         if !is_new {
             raft.owe_promise(self.now, self.promise_owed_ns);
         }
-        raft.set_full(self.refuses_proposals);
+        raft.set_full(self.refuses_proposals.is_some());
         let mut replica = Replica::new(&state, descriptor, raft, machine, self.boot_epoch);
         replica.refresh_routes(&self.peers);
         if writes_state {
@@ -352,12 +352,13 @@ impl MultiRaft {
 
     // --- operators and harnesses
 
-    /// While on, proposals are refused with `Busy(DiskFull)`, as followers' commands are ([`Raft::set_full`]);
-    /// everything else goes on. O(shards of this core) when it changes.
-    pub fn refuse_proposals(&mut self, on: bool) {
-        if self.refuses_proposals != on {
-            self.refuses_proposals = on;
-            self.replicas.iter_mut().for_each(|replica| replica.raft.set_full(on));
+    /// While there is a reason, proposals are refused with it, as followers' commands are ([`Raft::set_full`]);
+    /// everything else goes on. O(shards of this core) when that changes.
+    pub fn refuse_proposals(&mut self, reason: Option<BusyReason>) {
+        let (was, is) = (self.refuses_proposals.is_some(), reason.is_some());
+        self.refuses_proposals = reason;
+        if was != is {
+            self.replicas.iter_mut().for_each(|replica| replica.raft.set_full(is));
         }
     }
 

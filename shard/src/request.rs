@@ -299,6 +299,8 @@ pub enum BusyReason {
     Transport = 4,
     /// An earlier change of the shard's members, or the leader's first entry, isn't committed yet.
     MemberChange = 5,
+    /// Memory for what isn't in the store's tables yet is used up: they are written as fast as the disk takes them.
+    WriteBuffer = 6,
 }
 
 /// Why an outcome isn't known.

@@ -57,6 +57,11 @@ pub trait StateMachine: Send {
         0
     }
 
+    /// How short memory for what isn't flushed runs, on this node as a whole.
+    fn pressure(&self) -> Pressure {
+        Pressure::None
+    }
+
     /// Replaces the whole state by a dump's bytes.
     ///
     /// # Errors
@@ -77,6 +82,17 @@ pub trait StateMachine: Send {
 
     /// A hash of the whole state, equal on every replica at the same mark.
     fn state_hash(&self) -> u64;
+}
+
+/// How short memory for what isn't flushed runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pressure {
+    /// It doesn't.
+    None,
+    /// The machines that hold the most are to be flushed.
+    Tight,
+    /// And no commands are to be taken in meanwhile.
+    Full,
 }
 
 /// Work for a background thread; it may wait for the disk. An error says which file is to blame.

@@ -91,8 +91,8 @@ impl MultiRaft {
         if !replica.raft.is_leader() {
             return Err(replica.not_leader(replica.raft.leader()));
         }
-        if self.refuses_proposals {
-            return Err(Refusal::Busy(BusyReason::DiskFull));
+        if let Some(reason) = self.refuses_proposals {
+            return Err(Refusal::Busy(reason));
         }
         replica.check_command(&command)?;
         let len = command.len();

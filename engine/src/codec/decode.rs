@@ -433,6 +433,7 @@ fn busy_reason(number: u8) -> Result<BusyReason> {
         3 => Ok(BusyReason::Transfer),
         4 => Ok(BusyReason::Transport),
         5 => Ok(BusyReason::MemberChange),
+        6 => Ok(BusyReason::WriteBuffer),
         _ => Err(unknown("busy reason", number)),
     }
 }

@@ -206,8 +206,9 @@ impl Prng {
                     B::Transfer,
                     B::Transport,
                     B::MemberChange,
+                    B::WriteBuffer,
                 ];
-                Refusal::Busy(all[self.below(6) as usize])
+                Refusal::Busy(all[self.below(7) as usize])
             }
             8 => Refusal::NotLeader { leader: None },
             9 => Refusal::NotLeader { leader: Some(self.node()) },

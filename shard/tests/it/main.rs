@@ -125,7 +125,7 @@ fn what_can_not_be_applied_is_refused_at_the_door() {
     }
     let nowhere = cluster.put(leader, ShardId(99), b"a", b"");
     assert_eq!(nowhere, Answer::Refused(Refusal::NoSuchShard { shard: ShardId(99) }));
-    cluster.nodes[leader].multi.refuse_proposals(true);
+    cluster.nodes[leader].multi.refuse_proposals(Some(BusyReason::DiskFull));
     let busy = cluster.put(leader, S1, b"a", b"");
     assert_eq!(busy, Answer::Refused(Refusal::Busy(BusyReason::DiskFull)));
 }
@@ -160,14 +160,14 @@ fn a_follower_on_a_full_disk_takes_no_commands_until_there_is_room() {
     fill(&mut cluster, leader, 5);
     cluster.run(100);
     let [full, _] = others(leader);
-    cluster.nodes[full].multi.refuse_proposals(true);
+    cluster.nodes[full].multi.refuse_proposals(Some(BusyReason::DiskFull));
     let last = |cluster: &Cluster, node: usize| cluster.nodes[node].multi.status(S1).unwrap().last.index;
     let before = last(&cluster, full);
     fill(&mut cluster, leader, 20);
     cluster.run(1000);
     assert_eq!(last(&cluster, full), before, "it takes what it has no room for");
     assert_eq!(cluster.leader_of(S1), Some(leader), "a full follower is led on");
-    cluster.nodes[full].multi.refuse_proposals(false);
+    cluster.nodes[full].multi.refuse_proposals(None);
     cluster.run(500);
     assert_eq!(last(&cluster, full), last(&cluster, leader));
     cluster.assert_equal_states(S1);
