@@ -310,7 +310,7 @@ impl Raft {
             self.writes.truncated(self.commit.max(self.log.base().index) + 1);
         }
         let install = SnapshotInstall { mark, membership, keep_suffix };
-        self.installing = Some(Installing { install, handed: false });
+        self.installing = Some(Box::new(Installing { install, handed: false }));
     }
 
     /// The snapshot that was handed out is in place and durable.
@@ -318,7 +318,8 @@ impl Raft {
     /// # Panics
     /// If no snapshot at `mark` was handed out.
     pub fn snapshot_installed(&mut self, mark: Mark) {
-        let Some(Installing { install, handed: true }) = self.installing.take() else {
+        let installing = self.installing.take_if(|installing| installing.handed);
+        let Some(install) = installing.map(|installing| installing.install) else {
             panic!("{}: no snapshot was handed out, but {mark} was installed", self.id);
         };
         assert!(install.mark == mark, "{}: {mark} was installed, not {}", self.id, install.mark);

@@ -69,7 +69,7 @@
 //!     entries: Vec::new(),
 //!     applied: 0,
 //! };
-//! let mut raft = Raft::new(id, &Config::default(), restored, 0, 42);
+//! let mut raft = Raft::new(id, Config::default(), restored, 0, 42);
 //! raft.tick(0); // the only voter campaigns at once
 //! let mut ready = Ready::default();
 //! let mut applied = Vec::new();
@@ -103,6 +103,7 @@ mod change;
 mod config;
 mod error;
 mod follower;
+mod lazy;
 mod leader;
 mod lease;
 mod log;
@@ -127,6 +128,7 @@ mod writes;
 pub use change::MembershipChange;
 pub use config::{Config, ConfigError};
 pub use error::{ChangeError, Refused};
+pub use lazy::{Lazy, Part};
 pub use lease::Lease;
 pub use membership::{Change, Membership};
 pub use message::{Body, FollowerStamp, LeaderStamp, Message};

@@ -1,5 +1,6 @@
 //! What goes out: [`Raft::ready`] and the looks at a replica's state.
 
+use crate::lazy::Part;
 use crate::leader::View;
 use crate::membership::Membership;
 use crate::message::{Body, Message};
@@ -28,11 +29,18 @@ impl Outbox {
     pub(crate) fn send(&mut self, view: &View<'_>, to: ReplicaId, body: Body) {
         self.messages.push(Message { from: view.id, to, term: view.term, body });
     }
+}
 
-    /// Gives back the memory of what has left.
-    pub(crate) fn shrink(&mut self) {
-        self.messages.shrink_to_fit();
-        self.revealing.shrink_to_fit();
+impl Part for Outbox {
+    fn empty() -> &'static Self {
+        static EMPTY: Outbox = Outbox {
+            messages: Vec::new(),
+            revealing: Vec::new(),
+            reads: Vec::new(),
+            reads_dropped: Vec::new(),
+            snapshots_needed: Vec::new(),
+        };
+        &EMPTY
     }
 
     fn is_empty(&self) -> bool {
@@ -78,7 +86,7 @@ impl Raft {
             out.leadership = Some(leadership);
         }
         if self.quiet {
-            self.outbox.shrink();
+            self.outbox.give_back();
         }
     }
 

@@ -65,6 +65,7 @@ impl Raft {
     fn fall_quiet(&mut self) {
         self.quiet = true;
         self.log.shrink();
+        self.writes.shrink();
         if let Role::Leader(leader) = &mut self.role {
             leader.shrink();
         }

@@ -8,6 +8,7 @@ use crate::candidate::Votes;
 use crate::config::Config;
 use crate::error::Refused;
 use crate::follower::Follower;
+use crate::lazy::Lazy;
 use crate::leader::{Leader, View};
 use crate::lease::Promise;
 use crate::log::Log;
@@ -24,6 +25,7 @@ use crate::types::{Entry, EntryKind, HardState, Index, Mark, Nanos, ReplicaId, T
 use crate::validation::Nonsense;
 use crate::writes::{Ballot, Writes};
 use bytes::Bytes;
+use std::sync::Arc;
 
 /// What a replica starts from: everything in it is durable.
 #[derive(Clone, Debug)]
@@ -69,7 +71,7 @@ impl Role {
 #[derive(Debug)]
 pub struct Raft {
     pub(crate) id: ReplicaId,
-    pub(crate) config: Config,
+    pub(crate) config: Arc<Config>,
     pub(crate) members: MembershipLog,
     pub(crate) term: Term,
     pub(crate) vote: Option<ReplicaId>,
@@ -96,8 +98,8 @@ pub struct Raft {
     /// There is no room for commands: see [`Raft::set_full`].
     pub(crate) full: bool,
     /// A snapshot that was handed out and isn't in place yet. Until it is, the log doesn't change.
-    pub(crate) installing: Option<Installing>,
-    pub(crate) outbox: Outbox,
+    pub(crate) installing: Option<Box<Installing>>,
+    pub(crate) outbox: Lazy<Outbox>,
     /// What [`crate::Ready::leadership`] last said.
     pub(crate) announced: Leadership,
 }
@@ -129,11 +131,18 @@ impl Raft {
     /// Starts a replica as a follower of nobody. The only voter of a group is due at once.
     ///
     /// `seed` feeds the randomized election timeout; it is mixed with `id`, so all replicas may get
-    /// the same.
+    /// the same. Replicas may share one `config`.
     ///
     /// # Panics
     /// If `config` isn't valid or `restored` contradicts itself.
-    pub fn new(id: ReplicaId, config: &Config, restored: Restored, now: Nanos, seed: u64) -> Self {
+    pub fn new(
+        id: ReplicaId,
+        config: impl Into<Arc<Config>>,
+        restored: Restored,
+        now: Nanos,
+        seed: u64,
+    ) -> Self {
+        let config = config.into();
         if let Err(error) = config.validate() {
             panic!("{id}: {error}");
         }
@@ -153,7 +162,6 @@ impl Raft {
         let commit = hard_state.commit.min(last.index).max(applied);
         let mut raft = Self {
             id,
-            config: config.clone(),
             members,
             term: hard_state.term,
             vote: hard_state.vote,
@@ -164,15 +172,16 @@ impl Raft {
             applied,
             applying: applied,
             now,
-            timer: ElectionTimer::new(now, seed ^ id.get().rotate_left(32), config),
+            timer: ElectionTimer::new(now, seed ^ id.get().rotate_left(32), &config),
             leader_heard_at: None,
             wedged: false,
             quiet: false,
             promise: Promise::default(),
             full: false,
             installing: None,
-            outbox: Outbox::default(),
+            outbox: Lazy::default(),
             announced: Leadership { term: hard_state.term, leader: None, is_self: false },
+            config,
         };
         if raft.is_only_voter() {
             raft.timer.set_length(0);

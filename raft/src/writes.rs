@@ -102,6 +102,11 @@ impl Writes {
         self.last_id
     }
 
+    /// Gives back the memory of writes that are complete.
+    pub(crate) fn shrink(&mut self) {
+        self.in_flight.shrink_to_fit();
+    }
+
     /// All writes up to and with `id` are durable.
     pub(crate) fn complete(&mut self, id: WriteId) {
         assert!(id <= self.last_id, "write {id:?} was never handed out; the last was {:?}", self.last_id);

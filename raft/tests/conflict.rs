@@ -35,7 +35,7 @@ fn start(number: u64, term: Term, entries: Vec<Entry>) -> Raft {
         entries,
         applied: 0,
     };
-    Raft::new(replica(number), &Config::default(), restored, 0, 7)
+    Raft::new(replica(number), Config::default(), restored, 0, 7)
 }
 
 /// Everything that `raft` has to say, its writes being durable at once.

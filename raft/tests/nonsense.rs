@@ -62,7 +62,7 @@ impl Victim {
             entries: (5..).zip(terms).map(|(index, term)| entry(term, index, "real")).collect(),
             applied: 4,
         };
-        let raft = Raft::new(id(2), &Config::default(), restored, 0, 7);
+        let raft = Raft::new(id(2), Config::default(), restored, 0, 7);
         let (writes, committed) = (Vec::new(), BTreeMap::new());
         let mut victim = Self { raft, ready: Ready::default(), now: 0, writes, commit: 0, committed };
         victim.hear(message(1, 5, append(Mark::new(5, 14), 9, Vec::new())));

@@ -204,11 +204,18 @@ impl MultiRaft {
         // What waited to be applied, and the job it waited for, belong to the state that is gone.
         replica.apply_to = mark.index;
         replica.applied = mark;
-        replica.descriptor = head.descriptor;
+        replica.change_descriptor(head.descriptor);
         replica.flush.unflushed_bytes = 0;
         replica.refresh_routes(&self.peers);
-        replica.install =
-            Some(Install { write, mark, saved_as, descriptor: descriptor.clone(), from, generation, len });
+        replica.install = Some(Box::new(Install {
+            write,
+            mark,
+            saved_as,
+            descriptor: descriptor.clone(),
+            from,
+            generation,
+            len,
+        }));
         out.writes.push(LogWrite::SnapshotInstall {
             shard: replica.shard,
             replica: replica.id,
@@ -222,7 +229,7 @@ impl MultiRaft {
 
     /// The proposals that the new state has passed over: nobody can tell what became of them.
     fn skip_proposals(&mut self, slot: usize, to: Mark, out: &mut Output) {
-        while let Some((id, _)) = self.replicas[slot].proposals.skip(to.index) {
+        while let Some((id, _)) = self.replicas[slot].work.proposals.skip(to.index) {
             let answer = Answer::Unknown(UnknownReason::LeadershipLost);
             self.callers.answer(id, answer, &mut out.answers);
         }
@@ -232,11 +239,11 @@ impl MultiRaft {
     pub(crate) fn finish_install(&mut self, slot: usize) {
         let replica = &mut self.replicas[slot];
         let Some(install) = replica.install.take() else { return };
-        let Install { mark, saved_as, descriptor, from, generation, len, .. } = install;
+        let Install { mark, saved_as, descriptor, from, generation, len, .. } = *install;
         replica.raft.snapshot_installed(mark);
         let before = std::mem::replace(&mut replica.base.generation, saved_as);
         replica.base.flushed = mark;
-        replica.base.descriptor = descriptor;
+        replica.set_base_descriptor(descriptor);
         replica.base.dump_len = Some(len);
         if std::mem::take(&mut replica.flush.reset_after) {
             replica.write_reset();

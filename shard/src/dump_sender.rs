@@ -18,7 +18,7 @@ impl MultiRaft {
             return;
         };
         let now = self.now;
-        let outgoing = &mut self.replicas[slot].outgoing;
+        let outgoing = &mut self.replicas[slot].work.outgoing;
         let Some(at) = outgoing.iter().position(|one| one.to == to && one.feeds_from(generation)) else {
             return;
         };
@@ -34,14 +34,14 @@ impl MultiRaft {
 
     /// A follower needs the state: offers the newest dump if the log goes on from there, else makes one.
     pub(crate) fn feed_dump(&mut self, slot: usize, to: ReplicaId) {
-        if let Some(at) = self.replicas[slot].outgoing.iter().position(|outgoing| outgoing.to == to) {
+        if let Some(at) = self.replicas[slot].work.outgoing.iter().position(|outgoing| outgoing.to == to) {
             self.end_outgoing_at(slot, at, None);
         }
         let replica = &mut self.replicas[slot];
         if replica.route(to).is_none() {
             return replica.raft.report_snapshot(to, false);
         }
-        replica.outgoing.push(Outgoing { to, stage: OutStage::AwaitsFlush, remove_after: false });
+        replica.work.outgoing.push(Outgoing { to, stage: OutStage::AwaitsFlush, remove_after: false });
         let reaches_log = replica.base.flushed.index + 1 >= replica.raft.first_index();
         let has_dump = replica.base.dump_len.is_some();
         self.watched.insert(slot);
@@ -55,7 +55,7 @@ impl MultiRaft {
     /// A dump was made, or couldn't be: whoever waits for it is offered it, or given up for now.
     pub(crate) fn offer_or_give_up(&mut self, slot: usize, has_dump: bool) {
         let awaits = |outgoing: &Outgoing| matches!(outgoing.stage, OutStage::AwaitsFlush);
-        while let Some(at) = self.replicas[slot].outgoing.iter().position(awaits) {
+        while let Some(at) = self.replicas[slot].work.outgoing.iter().position(awaits) {
             if has_dump {
                 self.offer(slot, at);
             } else {
@@ -68,8 +68,8 @@ impl MultiRaft {
         let replica = &mut self.replicas[slot];
         let (generation, mark) = (replica.base.generation, replica.base.flushed);
         let len = replica.base.dump_len.expect("offered only once its length is known");
-        let to = replica.outgoing[at].to;
-        replica.outgoing[at].stage = OutStage::Offered { generation, mark, len, heard_at: self.now };
+        let to = replica.work.outgoing[at].to;
+        replica.work.outgoing[at].stage = OutStage::Offered { generation, mark, len, heard_at: self.now };
         let Some(addr) = replica.route(to) else {
             return self.end_outgoing_at(slot, at, Some(false));
         };
@@ -81,7 +81,7 @@ impl MultiRaft {
     pub(crate) fn on_dump_pull(&mut self, message: PeerMessage) {
         let PeerMessage::DumpPull { shard, from, to, generation, offset, len } = message else { return };
         let Some(slot) = self.running(shard).filter(|&slot| self.replicas[slot].id == to) else { return };
-        let outgoing = &mut self.replicas[slot].outgoing;
+        let outgoing = &mut self.replicas[slot].work.outgoing;
         let at = outgoing.iter().position(|one| one.to == from && one.feeds_from(generation));
         let Some(at) = at else {
             if len > 0 {
@@ -129,7 +129,7 @@ impl MultiRaft {
 
     /// Leadership is lost: the new leader's Raft asks for what is needed.
     pub(crate) fn end_outgoing(&mut self, slot: usize) {
-        while !self.replicas[slot].outgoing.is_empty() {
+        while !self.replicas[slot].work.outgoing.is_empty() {
             self.end_outgoing_at(slot, 0, None);
         }
     }
@@ -137,7 +137,7 @@ impl MultiRaft {
     /// A transfer is over; what Raft is told of it, if anything.
     pub(crate) fn end_outgoing_at(&mut self, slot: usize, at: usize, delivered: Option<bool>) {
         let replica = &mut self.replicas[slot];
-        let ended = replica.outgoing.remove(at);
+        let ended = replica.work.outgoing.remove(at);
         if let Some(delivered) = delivered {
             replica.raft.report_snapshot(ended.to, delivered);
         }

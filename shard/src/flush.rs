@@ -30,7 +30,7 @@ const RETRY_AFTER_NS: Nanos = 1_000_000_000;
 pub(crate) struct Flush {
     /// Applied since the mark of the last dump.
     pub(crate) unflushed_bytes: usize,
-    pub(crate) running: Option<RunningFlush>,
+    pub(crate) running: Option<Box<RunningFlush>>,
     /// It is in the core's queue.
     pub(crate) queued: bool,
     /// Not before this time, after a failure.
@@ -68,7 +68,7 @@ impl MultiRaft {
         match flush.running.take_if(|running| running.generation == generation) {
             Some(running) => {
                 self.dumps_running -= 1;
-                self.finish_flush(slot, running, ok);
+                self.finish_flush(slot, *running, ok);
             }
             None => self.on_transfer_saved(slot, generation, ok),
         }
@@ -193,7 +193,7 @@ impl MultiRaft {
     /// A dump is no longer named by any record: it goes, at once or when the last follower has it.
     pub(crate) fn remove_dump(&mut self, slot: usize, generation: u64) {
         let replica = &mut self.replicas[slot];
-        match replica.outgoing.iter_mut().find(|outgoing| outgoing.feeds_from(generation)) {
+        match replica.work.outgoing.iter_mut().find(|outgoing| outgoing.feeds_from(generation)) {
             Some(outgoing) => outgoing.remove_after = true,
             None => self.push_remove(slot, generation),
         }
@@ -216,13 +216,13 @@ impl Replica {
         let by_name = if self.awaits_dump() { None } else { self.machine.flush(&head) };
         let is_whole = by_name.is_none();
         let data = Box::new(DumpFile::new(&head, by_name.unwrap_or_else(|| self.machine.dump())));
-        self.flush.running = Some(RunningFlush {
+        self.flush.running = Some(Box::new(RunningFlush {
             generation,
             mark,
             descriptor: self.descriptor.encode(),
             covered_bytes: self.flush.unflushed_bytes,
             is_whole,
-        });
+        }));
         DumpSave { shard: self.shard, replica: self.id, generation, data }
     }
 
@@ -240,7 +240,7 @@ impl Replica {
         let RunningFlush { generation, mark, descriptor, covered_bytes, is_whole } = running;
         let before = std::mem::replace(&mut self.base.generation, generation);
         self.base.flushed = mark;
-        self.base.descriptor = descriptor;
+        self.set_base_descriptor(descriptor);
         self.base.dump_len = is_whole.then_some(len);
         self.flush.unflushed_bytes -= covered_bytes;
         let record =
@@ -272,7 +272,7 @@ impl Replica {
         if self.raft.log_bytes() <= log_bytes_max {
             to = to.min(self.raft.min_matched().unwrap_or(flushed));
         }
-        for outgoing in &self.outgoing {
+        for outgoing in &self.work.outgoing {
             to = to.min(outgoing.holds_from().unwrap_or(flushed));
         }
         if to >= self.raft.first_index() {

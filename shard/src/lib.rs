@@ -102,6 +102,7 @@ mod submit;
 mod timers;
 mod transfer;
 mod turn;
+mod work;
 
 pub use archive::{Command, CommandView, Condition, ConditionView, Effect, EffectView};
 pub use command::{

@@ -81,7 +81,7 @@ impl Replica {
         let context = encode_newcomers(&newcomers);
         match self.raft.propose_membership(now, &step, force, &context) {
             Ok(mark) => {
-                self.proposals.push(mark, id);
+                self.work.proposals.push(mark, id);
                 Ok(())
             }
             Err(why) => Err(self.refusal(why)),
@@ -155,12 +155,12 @@ impl Replica {
         for place in &self.descriptor.replicas {
             if next.node_of(place.replica).is_none() {
                 let farewell = Farewell { replica: place.replica, node: place.node, left: FAREWELLS };
-                self.farewells.push(farewell);
+                self.work.farewells.push(farewell);
             }
         }
-        let surplus = self.farewells.len().saturating_sub(FAREWELLS_MAX);
-        self.farewells.drain(..surplus);
-        self.descriptor = next;
+        let surplus = self.work.farewells.len().saturating_sub(FAREWELLS_MAX);
+        self.work.farewells.drain(..surplus);
+        self.change_descriptor(next);
     }
 
     /// The applied descriptor doesn't name this replica any more, and it has handed over what it led. (A dump may be
@@ -248,7 +248,7 @@ impl MultiRaft {
                 outbox.sends.push((addr, order(place.replica)));
             }
         }
-        let mut farewells = std::mem::take(&mut replica.farewells);
+        let mut farewells = std::mem::take(&mut replica.work.farewells);
         for farewell in &mut farewells {
             if let Some(addr) = peers.route(farewell.node, replica.shard) {
                 outbox.sends.push((addr, order(farewell.replica)));
@@ -256,7 +256,7 @@ impl MultiRaft {
             }
         }
         farewells.retain(|farewell| farewell.left > 0);
-        replicas[slot].farewells = farewells;
+        replicas[slot].work.farewells = farewells;
     }
 
     /// `from` takes part no more, but doesn't know it: it asks for votes.
@@ -286,17 +286,17 @@ impl MultiRaft {
             self.dumps_running -= 1;
         }
         let record = LogWrite::Tombstone { shard: replica.shard, lowest_replica };
-        replica.own_records.clear();
+        replica.work.own_records.clear();
         replica.write_own(record, Some(OnDurable::Leave));
         let refused = || Answer::Refused(Refusal::NotLeader { leader: None });
         let mut answers = Vec::new();
-        answers.extend(replica.held.drain(..).map(|held| (held.id, refused())));
+        answers.extend(replica.work.held.drain(..).map(|held| (held.id, refused())));
         answers.extend(replica.reads.drain().map(|read| (read.id, refused())));
-        answers.extend(replica.handing_over.take().map(|(id, _)| (id, refused())));
-        while let Some((id, _)) = replica.proposals.skip(u64::MAX) {
+        answers.extend(replica.work.handing_over.take().map(|(id, _)| (id, refused())));
+        while let Some((id, _)) = replica.work.proposals.skip(u64::MAX) {
             answers.push((id, Answer::Unknown(UnknownReason::LeadershipLost)));
         }
-        replica.held_bytes = 0;
+        replica.work.held_bytes = 0;
         for (id, answer) in answers {
             self.callers.answer(id, answer, &mut self.outbox.answers);
         }

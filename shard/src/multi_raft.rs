@@ -23,17 +23,21 @@ use crate::timers::Timers;
 use crate::transfer::ReadOfDump;
 use floe_raft::{HardState, Index, Nanos, Raft, Ready, Restored, WriteId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 /// All replicas of one core. Every method is a step of a pure state machine; `now` is monotonic and never goes
 /// back (an older one counts as the newest seen).
 pub struct MultiRaft {
     pub(crate) me: CoreAddr,
     pub(crate) config: ShardConfig,
+    /// `config.raft`, for all replicas to share.
+    raft_config: Arc<floe_raft::Config>,
     pub(crate) boot_epoch: u64,
     seed: u64,
     pub(crate) now: Nanos,
     pub(crate) slots: BTreeMap<ShardId, usize>,
-    pub(crate) replicas: Vec<Replica>,
+    #[expect(clippy::vec_box, reason = "a vector grows by its half, and replicas are large")]
+    pub(crate) replicas: Vec<Box<Replica>>,
     /// Slots of replicas that are gone, for the next ones.
     pub(crate) free: Vec<usize>,
     /// Of shards without a replica here that had one: the lowest replica that may still come.
@@ -112,6 +116,7 @@ impl MultiRaft {
         Self {
             me,
             peers: Peers::new(me, config.cores),
+            raft_config: Arc::new(config.raft.clone()),
             config,
             boot_epoch,
             seed,
@@ -228,14 +233,14 @@ impl MultiRaft {
             applied: state.flushed.index,
         };
         let seed = self.seed ^ state.shard.0.rotate_left(17);
-        let mut raft = Raft::new(state.replica, &self.config.raft, restored, self.now, seed);
+        let mut raft = Raft::new(state.replica, Arc::clone(&self.raft_config), restored, self.now, seed);
         raft.set_wedged(self.now, self.wedged);
         raft.allow_promises(self.promise_allowed_ns);
         if !is_new {
             raft.owe_promise(self.now, self.promise_owed_ns);
         }
         raft.set_full(self.refuses_proposals.is_some());
-        let mut replica = Replica::new(&state, descriptor, raft, machine, self.boot_epoch);
+        let mut replica = Box::new(Replica::new(&state, descriptor, raft, machine, self.boot_epoch));
         replica.refresh_routes(&self.peers);
         if writes_state {
             replica.stage = Stage::Booting;
@@ -340,7 +345,7 @@ impl MultiRaft {
 
     fn own_persisted(&mut self, slot: usize, write: WriteId) {
         while let Some((_, what)) =
-            self.replicas[slot].own_writes.pop_front_if(|(waiting, _)| *waiting <= write)
+            self.replicas[slot].work.own_writes.pop_front_if(|(waiting, _)| *waiting <= write)
         {
             match what {
                 OnDurable::Boot => self.replicas[slot].stage = Stage::Running,
@@ -374,7 +379,7 @@ impl MultiRaft {
             replica.raft.set_wedged(self.now, wedged);
             while wedged
                 && !replica.raft.is_leader()
-                && let Some((id, _)) = replica.proposals.skip(Index::MAX)
+                && let Some((id, _)) = replica.work.proposals.skip(Index::MAX)
             {
                 let answer = Answer::Unknown(UnknownReason::LeadershipLost);
                 self.callers.answer(id, answer, &mut self.outbox.answers);

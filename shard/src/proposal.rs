@@ -23,14 +23,23 @@ pub(crate) enum Fate {
 }
 
 /// Proposals without an answer, in order of index.
-#[derive(Default)]
 pub(crate) struct Proposals {
     waiting: VecDeque<(Mark, RequestId)>,
     /// No proposal of an earlier term waits any more.
     settled_before: Term,
 }
 
+impl Default for Proposals {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Proposals {
+    pub(crate) const fn new() -> Self {
+        Self { waiting: VecDeque::new(), settled_before: 0 }
+    }
+
     /// O(1), except for the first proposals after a lost and regained leadership.
     pub(crate) fn push(&mut self, mark: Mark, id: RequestId) {
         let at = match self.waiting.back() {
@@ -68,11 +77,6 @@ impl Proposals {
     /// The state jumped to `to`: the next proposal that was passed over. Call until `None`.
     pub(crate) fn skip(&mut self, to: Index) -> Option<(RequestId, Fate)> {
         self.waiting.pop_front_if(|(mark, _)| mark.index <= to).map(|(_, id)| (id, Fate::Unknown))
-    }
-
-    /// Gives back the memory that holds nothing.
-    pub(crate) fn shrink(&mut self) {
-        self.waiting.shrink_to_fit();
     }
 
     pub(crate) fn len(&self) -> usize {

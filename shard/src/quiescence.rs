@@ -161,7 +161,6 @@ impl MultiRaft {
         let replica = &mut self.replicas[slot];
         assert!(replica.quiet_on.is_none_or(|before| before == on), "{}: quiet on two cores", replica.shard);
         replica.quiet_on = Some(on);
-        replica.shrink();
     }
 
     /// The replica leaves: nobody has to watch for it any more.
@@ -189,20 +188,18 @@ impl MultiRaft {
 impl Replica {
     /// Whether something is under way that Raft doesn't know of.
     fn has_business(&self) -> bool {
-        !self.held.is_empty()
+        !self.work.held.is_empty()
             || self.reads.len() > 0
-            || !self.outgoing.is_empty()
+            || !self.work.outgoing.is_empty()
             || self.incoming.is_some()
             || self.install.is_some()
-            || self.handing_over.is_some()
+            || self.work.handing_over.is_some()
     }
 
     /// Gives back memory that a quiet replica doesn't need.
-    fn shrink(&mut self) {
-        self.proposals.shrink();
+    pub(crate) fn shrink(&mut self) {
+        self.work.give_back();
         self.reads.shrink();
-        self.held.shrink_to_fit();
-        self.own_records.shrink_to_fit();
-        self.own_writes.shrink_to_fit();
+        self.routes.shrink_to_fit();
     }
 }

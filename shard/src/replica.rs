@@ -8,18 +8,16 @@ use crate::command::split_head;
 use crate::descriptor::Descriptor;
 use crate::flush::Flush;
 use crate::ids::{CoreAddr, ShardId};
-use crate::members::Farewell;
 use crate::output::{LogWrite, ShardState};
 use crate::peers::Peers;
-use crate::proposal::Proposals;
 use crate::reads::Reads;
 use crate::request::{Answer, Refusal, RequestId};
 use crate::shard_map::is_newer;
 use crate::state_machine::{CommandResult, StateMachine};
-use crate::transfer::{Incoming, Install, Outgoing};
+use crate::transfer::{Incoming, Install};
+use crate::work::Work;
 use bytes::Bytes;
-use floe_raft::{Entry, EntryKind, Index, Mark, Nanos, Raft, ReplicaId, WriteId};
-use std::collections::VecDeque;
+use floe_raft::{Entry, EntryKind, Index, Lazy, Mark, Nanos, Raft, ReplicaId, WriteId};
 
 /// Write ids with this bit are the shard layer's own; Raft's never get there.
 const OWN_WRITE: u64 = 1 << 63;
@@ -54,8 +52,8 @@ pub(crate) struct Base {
     pub(crate) generation: u64,
     /// Length of that dump; `None` if a former boot saved it, or it only names files of this node.
     pub(crate) dump_len: Option<u64>,
-    /// Encoded descriptor as of `flushed`.
-    pub(crate) descriptor: Bytes,
+    /// Encoded descriptor as of `flushed`; `None` = the one in force.
+    pub(crate) descriptor: Option<Bytes>,
     pub(crate) lowest_replica: u64,
 }
 
@@ -89,16 +87,8 @@ pub(crate) struct Replica {
     pub(crate) base: Base,
     /// Above every generation that a record names. A file that no record names is written over.
     pub(crate) generation_next: u64,
-    /// Records of the shard layer's own for the next turn, in order.
-    pub(crate) own_records: Vec<LogWrite>,
-    /// What waits for own records that are on their way, oldest first.
-    pub(crate) own_writes: VecDeque<(WriteId, OnDurable)>,
     own_write_next: u64,
-    pub(crate) proposals: Proposals,
-    pub(crate) held: VecDeque<Held>,
-    pub(crate) held_bytes: usize,
-    /// Bytes proposed since the last turn.
-    pub(crate) turn_bytes: usize,
+    pub(crate) work: Lazy<Work>,
     pub(crate) reads: Reads,
     /// Where the other replicas can be reached; those that can't be are not in it.
     pub(crate) routes: Vec<(ReplicaId, CoreAddr)>,
@@ -110,18 +100,13 @@ pub(crate) struct Replica {
     pub(crate) quiet_on: Option<CoreAddr>,
     /// How often it may still campaign ahead of time, so that first leaders spread; see `heartbeat.rs`.
     pub(crate) head_starts: u8,
-    /// Who waits for a leadership transfer, and its target.
-    pub(crate) handing_over: Option<(RequestId, ReplicaId)>,
     /// Up to here it is committed and handed out by Raft. Beyond `applied` only while a command waits for the disk.
     pub(crate) apply_to: Index,
     /// The entry after `applied` waits for a job.
     pub(crate) fetching: bool,
     pub(crate) flush: Flush,
-    pub(crate) outgoing: Vec<Outgoing>,
     pub(crate) incoming: Option<Box<Incoming>>,
-    pub(crate) install: Option<Install>,
-    /// Removed replicas that are still to be told so, by whoever leads; see `members.rs`.
-    pub(crate) farewells: Vec<Farewell>,
+    pub(crate) install: Option<Box<Install>>,
 }
 
 /// What came of one entry, before it is known whether somebody waits for it.
@@ -154,7 +139,7 @@ impl Replica {
                 flushed: state.flushed,
                 generation: state.generation,
                 dump_len: None,
-                descriptor: state.descriptor.clone(),
+                descriptor: None,
                 lowest_replica: state.lowest_replica,
             },
             generation_next: state.generation + 1,
@@ -162,26 +147,18 @@ impl Replica {
             machine,
             descriptor,
             stage: Stage::Running,
-            own_records: Vec::new(),
-            own_writes: VecDeque::new(),
             own_write_next: 0,
-            proposals: Proposals::default(),
-            held: VecDeque::new(),
-            held_bytes: 0,
-            turn_bytes: 0,
+            work: Lazy::default(),
             reads: Reads::new(boot_epoch),
             routes: Vec::new(),
             routes_since: 0,
             active_at: 0,
             quiet_on: None,
-            handing_over: None,
             apply_to: state.flushed.index,
             fetching: false,
             flush: Flush::default(),
-            outgoing: Vec::new(),
             incoming: None,
             install: None,
-            farewells: Vec::new(),
         }
     }
 
@@ -204,7 +181,7 @@ impl Replica {
             shard: self.shard,
             replica: self.id,
             home_epoch: self.base.home_epoch,
-            descriptor: self.base.descriptor.clone(),
+            descriptor: self.base.descriptor.clone().unwrap_or_else(|| self.descriptor.encode()),
             hard_state: self.raft.hard_state(),
             flushed: self.base.flushed,
             generation: self.base.generation,
@@ -215,9 +192,9 @@ impl Replica {
 
     /// Writes a record of the shard layer's own with the next turn.
     pub(crate) fn write_own(&mut self, record: LogWrite, on_durable: Option<OnDurable>) {
-        self.own_records.push(record);
+        self.work.own_records.push(record);
         if let Some(what) = on_durable {
-            self.own_writes.push_back((WriteId(OWN_WRITE | self.own_write_next), what));
+            self.work.own_writes.push_back((WriteId(OWN_WRITE | self.own_write_next), what));
             self.own_write_next += 1;
         }
     }
@@ -319,8 +296,19 @@ impl Replica {
             && is_newer(descriptor.epoch, self.descriptor.epoch)
             && descriptor.replicas == self.descriptor.replicas
         {
-            self.descriptor = descriptor;
+            self.change_descriptor(descriptor);
         }
+    }
+
+    /// Another descriptor is in force; the base keeps its own.
+    pub(crate) fn change_descriptor(&mut self, next: Descriptor) {
+        let before = std::mem::replace(&mut self.descriptor, next);
+        self.base.descriptor.get_or_insert_with(|| before.encode());
+    }
+
+    /// The encoded descriptor as of the new base.
+    pub(crate) fn set_base_descriptor(&mut self, flushed: Bytes) {
+        self.base.descriptor = Some(flushed).filter(|flushed| *flushed != self.descriptor.encode());
     }
 
     /// The answer for whoever proposed the entry at `applied`.

@@ -96,11 +96,12 @@ impl MultiRaft {
         }
         replica.check_command(&command)?;
         let len = command.len();
-        let is_full = replica.turn_bytes > 0 && replica.turn_bytes + len > self.config.turn_bytes_max;
-        if is_full || !replica.held.is_empty() {
+        let is_full =
+            replica.work.turn_bytes > 0 && replica.work.turn_bytes + len > self.config.turn_bytes_max;
+        if is_full || !replica.work.held.is_empty() {
             return replica.hold(Held { id, command }, self.config.raft.uncommitted_bytes_max);
         }
-        replica.turn_bytes += len;
+        replica.work.turn_bytes += len;
         replica.propose(self.now, id, EntryKind::Command, COMMAND_VERSION, command)?;
         self.stats.proposals += 1;
         Ok(())
@@ -148,7 +149,7 @@ impl MultiRaft {
         if target == replica.id {
             return Err(Answer::Done);
         }
-        if replica.handing_over.is_some() {
+        if replica.work.handing_over.is_some() {
             return Err(Answer::Refused(Refusal::Busy(BusyReason::Transfer)));
         }
         let began = replica.raft.transfer_leadership(self.now, target);
@@ -156,7 +157,7 @@ impl MultiRaft {
             Refused::NotAVoter => Answer::Refused(Refusal::NotAMember { node: to }),
             why => Answer::Refused(replica.refusal(why)),
         })?;
-        replica.handing_over = Some((id, target));
+        replica.work.handing_over = Some((id, target));
         self.watched.insert(slot);
         Ok(())
     }
@@ -193,7 +194,7 @@ impl Replica {
     ) -> Result<(), Refusal> {
         match self.raft.propose(now, kind, version, data) {
             Ok(mark) => {
-                self.proposals.push(mark, id);
+                self.work.proposals.push(mark, id);
                 Ok(())
             }
             Err(why) => Err(self.refusal(why)),
@@ -202,11 +203,11 @@ impl Replica {
 
     /// Keeps a command for a later turn, within bounds.
     fn hold(&mut self, held: Held, bytes_max: usize) -> Result<(), Refusal> {
-        if self.held_bytes + held.command.len() > bytes_max {
+        if self.work.held_bytes + held.command.len() > bytes_max {
             return Err(Refusal::Busy(BusyReason::UncommittedBytes));
         }
-        self.held_bytes += held.command.len();
-        self.held.push_back(held);
+        self.work.held_bytes += held.command.len();
+        self.work.held.push_back(held);
         Ok(())
     }
 

@@ -49,7 +49,7 @@ pub(crate) enum OutStage {
 impl Replica {
     /// Whether a follower waits for a dump to be made.
     pub(crate) fn awaits_dump(&self) -> bool {
-        self.outgoing.iter().any(|outgoing| matches!(outgoing.stage, OutStage::AwaitsFlush))
+        self.work.outgoing.iter().any(|outgoing| matches!(outgoing.stage, OutStage::AwaitsFlush))
     }
 }
 
@@ -118,13 +118,16 @@ impl MultiRaft {
         let before = self.now.saturating_sub(silence);
         for slot in std::mem::take(&mut self.watched) {
             let is_silent = |outgoing: &Outgoing| outgoing.is_silent_since(before);
-            while let Some(at) = self.replicas[slot].outgoing.iter().position(is_silent) {
+            while let Some(at) = self.replicas[slot].work.outgoing.iter().position(is_silent) {
                 self.end_outgoing_at(slot, at, Some(false));
             }
             self.look_after_incoming(slot, before);
             self.check_hand_over(slot);
             let replica = &self.replicas[slot];
-            if !replica.outgoing.is_empty() || replica.incoming.is_some() || replica.handing_over.is_some() {
+            if !replica.work.outgoing.is_empty()
+                || replica.incoming.is_some()
+                || replica.work.handing_over.is_some()
+            {
                 self.watched.insert(slot);
             }
         }
@@ -145,7 +148,7 @@ impl MultiRaft {
     /// The connection to `peer` is gone, and with it what was under way.
     pub(crate) fn end_transfers_with(&mut self, slot: usize, peer: ReplicaId) {
         let replica = &self.replicas[slot];
-        if let Some(at) = replica.outgoing.iter().position(|outgoing| outgoing.to == peer) {
+        if let Some(at) = replica.work.outgoing.iter().position(|outgoing| outgoing.to == peer) {
             self.end_outgoing_at(slot, at, Some(false));
         }
         let replica = &self.replicas[slot];

@@ -45,7 +45,7 @@ impl MultiRaft {
         self.ask_reads(slot);
         let mut ready = std::mem::take(&mut self.ready);
         self.replicas[slot].raft.ready(&mut ready);
-        self.replicas[slot].turn_bytes = 0;
+        self.replicas[slot].work.turn_bytes = 0;
         if ready.is_activity() {
             self.replicas[slot].active_at = self.now;
         }
@@ -70,8 +70,11 @@ impl MultiRaft {
             replica.refresh_routes(&self.peers);
         }
         replica.maybe_compact(self.config.log_bytes_max);
-        if replica.raft.has_ready() || !replica.held.is_empty() || !replica.own_records.is_empty() {
+        if replica.raft.has_ready() || !replica.work.held.is_empty() || !replica.work.own_records.is_empty() {
             self.queue.push(slot);
+        }
+        if replica.quiet_on.is_some() {
+            replica.shrink();
         }
         self.timers.arm(slot, self.replicas[slot].raft.deadline());
         if self.replicas[slot].is_to_leave() {
@@ -83,15 +86,16 @@ impl MultiRaft {
     fn propose_held(&mut self, slot: usize, out: &mut Output) {
         let Self { replicas, config, callers, stats, now, .. } = self;
         let replica = &mut replicas[slot];
-        while let Some(held) = replica.held.front() {
+        while let Some(held) = replica.work.held.front() {
             let len = held.command.len();
-            let has_room = replica.turn_bytes == 0 || replica.turn_bytes + len <= config.turn_bytes_max;
+            let has_room =
+                replica.work.turn_bytes == 0 || replica.work.turn_bytes + len <= config.turn_bytes_max;
             if !has_room && replica.raft.is_leader() {
                 break;
             }
-            let held = replica.held.pop_front().expect("the front was just looked at");
-            replica.held_bytes -= len;
-            replica.turn_bytes += len;
+            let held = replica.work.held.pop_front().expect("the front was just looked at");
+            replica.work.held_bytes -= len;
+            replica.work.turn_bytes += len;
             let proposed = replica.propose(*now, held.id, EntryKind::Command, COMMAND_VERSION, held.command);
             match proposed {
                 Ok(()) => stats.proposals += 1,
@@ -122,11 +126,11 @@ impl MultiRaft {
         }
         replica.head_starts = 0;
         let other = |leader| Answer::Refused(replica.not_leader(leader));
-        let settled = match replica.handing_over {
+        let settled = match replica.work.handing_over {
             Some((_, target)) if leadership.leader == Some(target) => Answer::Done,
             _ => other(leadership.leader),
         };
-        if let Some((id, _)) = replica.handing_over.take_if(|_| !leadership.is_self) {
+        if let Some((id, _)) = replica.work.handing_over.take_if(|_| !leadership.is_self) {
             self.callers.answer(id, settled, &mut out.answers);
         }
     }
@@ -188,7 +192,7 @@ impl MultiRaft {
                 break;
             }
             stats.applied += 1;
-            while let Some((id, fate)) = replica.proposals.settle(entry.mark) {
+            while let Some((id, fate)) = replica.work.proposals.settle(entry.mark) {
                 let answer = match fate {
                     Fate::Applied => {
                         stats.commits += 1;
@@ -240,7 +244,7 @@ impl MultiRaft {
     pub(crate) fn check_hand_over(&mut self, slot: usize) {
         let replica = &mut self.replicas[slot];
         let runs = replica.raft.status().transfer_to.is_some();
-        if let Some((id, _)) = replica.handing_over.take_if(|_| replica.raft.is_leader() && !runs) {
+        if let Some((id, _)) = replica.work.handing_over.take_if(|_| replica.raft.is_leader() && !runs) {
             let answer = Answer::Refused(Refusal::Busy(BusyReason::Transfer));
             self.callers.answer(id, answer, &mut self.outbox.answers);
         }
@@ -248,7 +252,7 @@ impl MultiRaft {
 
     /// Nothing names this dump any more.
     pub(crate) fn push_remove(&mut self, slot: usize, generation: u64) {
-        let Replica { shard, id, .. } = self.replicas[slot];
+        let Replica { shard, id, .. } = *self.replicas[slot];
         self.outbox.dump_removes.push(DumpRemove { shard, replica: id, generation });
     }
 
@@ -273,11 +277,11 @@ impl MultiRaft {
 
 /// The shard layer's own records, in the order in which they came up.
 fn write_own_records(replica: &mut Replica, out: &mut Output) {
-    if replica.own_records.is_empty() {
+    if replica.work.own_records.is_empty() {
         return;
     }
-    out.writes.append(&mut replica.own_records);
-    if let Some(&(write, _)) = replica.own_writes.back() {
+    out.writes.append(&mut replica.work.own_records);
+    if let Some(&(write, _)) = replica.work.own_writes.back() {
         out.persists.push(PersistToken { shard: replica.shard, write });
     }
 }

@@ -165,7 +165,7 @@ impl Cluster {
         let is_first = node.incarnation == 1;
         let now = self.local(number);
         let node = &mut self.nodes[number - 1];
-        let mut raft = Raft::new(node.id, &self.config, restored, now, seed);
+        let mut raft = Raft::new(node.id, self.config.clone(), restored, now, seed);
         if !is_first {
             raft.owe_promise(now, self.promise_ns);
         }

@@ -19,7 +19,7 @@ pub fn start(number: u64) -> Raft {
         entries: Vec::new(),
         applied: 0,
     };
-    Raft::new(id(number), &Config::default(), restored, 0, 1)
+    Raft::new(id(number), Config::default(), restored, 0, 1)
 }
 
 /// Three replicas, of which the first leads.

@@ -1,36 +1,12 @@
 //! Decoders of what comes from a disk or a peer meet spoiled bytes under right checksums: none panics, and
 //! none asks for more memory than the bytes at hand can fill.
 
+use crate::allocator::LARGEST;
 use crate::{S1, fill, small_logs};
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, checksum};
 use floe_shard::*;
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-
-/// Notes the largest request of each thread.
-struct Noting;
-
-thread_local! {
-    static LARGEST: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is handed to the system's allocator unchanged; the cell needs no allocation and no destructor.
-unsafe impl GlobalAlloc for Noting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LARGEST.set(LARGEST.get().max(layout.size()));
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on; `at` came from `System`.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Noting = Noting;
 
 /// splitmix64.
 struct Random(u64);

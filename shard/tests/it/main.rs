@@ -1,10 +1,12 @@
 //! The promises of `MultiRaft`, on three nodes in memory.
 
+mod allocator;
 mod cluster;
 mod decoders;
 mod faulty_peer;
 mod jobs;
 mod members;
+mod memory;
 mod quiescence;
 mod reads;
 

@@ -8,7 +8,7 @@ use floe_shard::*;
 const ELECTION_TIMEOUT_MS: u64 = 300;
 
 /// Shards whose replicas, as many as are up, are all quiet.
-fn quiet_cluster(shards: u32) -> Cluster {
+pub fn quiet_cluster(shards: u32) -> Cluster {
     let mut cluster = Cluster::new(ShardConfig::default(), shards);
     let all = 3 * shards as usize;
     cluster.run_until("quiet", |cluster| quiet_replicas(cluster) == all);
