@@ -52,6 +52,11 @@ pub fn done(calls: Vec<DiskCall>) -> Step {
     (calls, Box::new(|result| *result == Ok(DiskDone::Done)))
 }
 
+fn saves(path: &str, bytes: &'static [u8]) -> Step {
+    let call = DiskCall::Save { path: path.into(), data: Box::new(Bytes::from_static(bytes)) };
+    (vec![call], Box::new(move |result| *result == Ok(DiskDone::Saved(bytes.len() as u64))))
+}
+
 fn reads(path: &str, offset: u64, expected: Vec<u8>) -> Step {
     let call = DiskCall::Read { path: path.into(), offset, len: expected.len() };
     let check = move |result: &disk::DiskResult| match result {
@@ -109,10 +114,7 @@ pub fn disk_steps() -> Vec<Step> {
         done(vec![DiskCall::Remove { path: "wal/a/two".into() }]),
         done(vec![DiskCall::Remove { path: "wal/a/two".into() }]),
         fails(write_call("wal/a/two", 0, 1), DiskErrorKind::NotFound, "wal/a/two"),
-        done(vec![DiskCall::Save {
-            path: "dumps/x".into(),
-            data: Box::new(Bytes::from_static(b"odd length")),
-        }]),
+        saves("dumps/x", b"odd length"),
         reads("dumps/x", 0, b"odd length".to_vec()),
         fails(DiskCall::Read { path: "none".into(), offset: 0, len: 8 }, DiskErrorKind::NotFound, "none"),
         fails(rename("none", "other"), DiskErrorKind::NotFound, "other"),

@@ -153,13 +153,14 @@ fn a_restart_with_another_core_count_loses_nothing() {
     }
 }
 
-/// Asks until no earlier change is in the way, and what is to be promoted has caught up.
+/// Asks until no earlier change is in the way, and what is to be promoted was heard of and has caught up.
 fn change_members(client: &Client, shard: ShardId, changes: &[MemberChange]) {
     for _ in 0..600 {
         match client.change_members_blocking(shard, changes, false) {
             Ok(()) => return,
             Err(WriteError::Busy(BusyReason::MemberChange)) => {}
-            Err(WriteError::Unavailable(why)) if why.contains("caught up") => {}
+            Err(WriteError::Unavailable(why))
+                if why.contains("caught up") || why.contains("promote it later") => {}
             Err(error) => panic!("{shard}, {changes:?}: {error}"),
         }
         std::thread::sleep(Duration::from_millis(50));
