@@ -51,6 +51,7 @@ impl Places {
         config.cluster = CLUSTER_ID;
         config.members = self.members.clone();
         config.driver = options.driver.of_engine();
+        config.store = options.store.of_engine();
         config.cores = options.cores;
         config.shards = options.shards;
         config.replication = usize::from(options.replicas());

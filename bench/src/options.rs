@@ -265,6 +265,18 @@ impl Driver {
 pub enum Store {
     /// In memory, with dumps.
     Memory,
+    /// In tables on disk.
+    Lsm,
+}
+
+impl Store {
+    /// The engine's setting for it.
+    pub fn of_engine(self) -> floe::Store {
+        match self {
+            Self::Memory => floe::Store::Memory,
+            Self::Lsm => floe::Store::Lsm(floe::LsmSettings::default()),
+        }
+    }
 }
 
 impl fmt::Display for Workload {

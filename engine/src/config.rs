@@ -15,6 +15,41 @@ pub struct Member {
     pub address: String,
 }
 
+/// Where the shards' state lies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Store {
+    /// In memory, dumped whole from time to time. For tests, and for states that are small against the memory.
+    #[default]
+    Memory,
+    /// In tables on disk, with recent writes in memory.
+    Lsm(LsmSettings),
+}
+
+/// Bounds of the durable store, for all shards of a node together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LsmSettings {
+    /// Bytes of memory for what isn't in tables yet. From half of it on the largest are flushed; at all of it writers get
+    /// `Busy` until there is room. Default 256 MiB.
+    pub write_buffer_bytes: u64,
+    /// Bytes of memory for blocks of tables that were read. Default 64 MiB.
+    pub cache_bytes: u64,
+    /// Files of tables kept open. Default 256.
+    pub open_files_max: usize,
+    /// Bytes that compaction reads per second at the most. Default 64 MiB.
+    pub compaction_bytes_per_second: u64,
+}
+
+impl Default for LsmSettings {
+    fn default() -> Self {
+        Self {
+            write_buffer_bytes: 256 << 20,
+            cache_bytes: 64 << 20,
+            open_files_max: 256,
+            compaction_bytes_per_second: 64 << 20,
+        }
+    }
+}
+
 /// Settings of a node. Start from [`Config::embedded`] or [`Config::member`] and change what you need;
 /// [`crate::Engine::open`] checks every bound and names the field that breaks one.
 #[derive(Clone, Debug)]
@@ -29,6 +64,8 @@ pub struct Config {
     pub members: Vec<Member>,
     /// Where to listen, `host:port`, if not at this node's address in `members`.
     pub listen: Option<String>,
+    /// Where the shards' state lies; the same at each start of a node. Default [`Store::Memory`].
+    pub store: Store,
     /// What does a core's input and output. Default [`Driver::Ring`].
     pub driver: Driver,
     /// Threads that own shards. May change between starts. Default 1.
@@ -122,6 +159,7 @@ impl Config {
             dir: dir.into(),
             members: Vec::new(),
             listen: None,
+            store: Store::default(),
             driver: Driver::default(),
             cores: 1,
             shards: 1,
@@ -208,6 +246,9 @@ impl Config {
             "must be at least heartbeat_interval, or writes that are merely slow cost leaderships",
         )?;
         check("listen", self.listen.as_deref().is_none_or(has_port), "must be host:port")?;
+        if let Store::Lsm(settings) = &self.store {
+            settings.validate()?;
+        }
         self.validate_members()?;
         self.shard_config().raft.validate().map_err(rename_raft_field)
     }
@@ -275,6 +316,19 @@ fn has_port(address: &str) -> bool {
     address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok())
 }
 
+impl LsmSettings {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let at_least = |field, is: u64, least: u64| {
+            let reason = format!("{is} must be at least {least}");
+            if is >= least { Ok(()) } else { Err(ConfigError { field, reason }) }
+        };
+        at_least("store.write_buffer_bytes", self.write_buffer_bytes, 1 << 20)?;
+        at_least("store.cache_bytes", self.cache_bytes, 1 << 20)?;
+        at_least("store.open_files_max", self.open_files_max as u64, 16)?;
+        at_least("store.compaction_bytes_per_second", self.compaction_bytes_per_second, 1 << 20)
+    }
+}
+
 /// Raft's settings are in nanoseconds; a node's are durations of the same names without the unit.
 fn rename_raft_field(error: ConfigError) -> ConfigError {
     let field = error.field.strip_suffix("_ns").unwrap_or(error.field);
@@ -292,6 +346,15 @@ mod tests {
         let error = config.validate().unwrap_err();
         assert_eq!(error.field, "election_timeout_min");
         assert!(error.reason.contains("heartbeat_interval"), "{error}");
+    }
+
+    #[test]
+    fn a_write_buffer_without_room_is_refused_by_name() {
+        let mut config = Config::embedded("d");
+        config.store = Store::Lsm(LsmSettings { write_buffer_bytes: 100, ..LsmSettings::default() });
+        assert_eq!(config.validate().unwrap_err().field, "store.write_buffer_bytes");
+        config.store = Store::Lsm(LsmSettings::default());
+        config.validate().unwrap();
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::client::{Backend, Client, Shared};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, Store};
 use crate::driver::{CoreSetup, spawn};
 use crate::error::OpenError;
 use crate::gateway::Gateway;
@@ -11,6 +11,7 @@ use crate::metrics::{CoreMetrics, Metrics};
 use crate::probe;
 use crate::read_cell::ReadCells;
 use crate::seam::{Event, StartReport};
+use crate::store::{Janitor, LsmStore, Stores};
 use crate::transport::{Acceptor, HelloIdentity};
 use crate::worker::{MachineFactory, Worker, WorkerConfig};
 use floe_shard::{CoreAddr, Descriptor, MemoryStore, NodeId, ShardId, ShardMap, pre_split};
@@ -35,6 +36,8 @@ pub struct Engine {
     report: StartReport,
     threads: Vec<JoinHandle<()>>,
     acceptor: Option<Acceptor>,
+    /// Cleans up behind the durable stores; outlives the cores.
+    janitor: Option<Janitor>,
     /// Held until the cores are gone.
     lock: Option<File>,
 }
@@ -47,19 +50,26 @@ impl Engine {
     /// # Errors
     /// Says which setting, file or port is the reason, and what to do.
     pub fn open(config: Config) -> Result<Self, OpenError> {
-        let machines: MachineFactory = Arc::new(|_| Box::new(MemoryStore::new()));
-        Self::open_with(config, machines)
+        Self::open_locked(config, None)
     }
 
-    /// [`Engine::open`] with a state machine of your own.
+    /// [`Engine::open`] with a state machine of your own; `config.store` is then of no account.
     ///
     /// # Errors
     /// As [`Engine::open`].
     pub fn open_with(config: Config, machines: MachineFactory) -> Result<Self, OpenError> {
+        Self::open_locked(config, Some(machines))
+    }
+
+    fn open_locked(config: Config, machines: Option<MachineFactory>) -> Result<Self, OpenError> {
         config.validate()?;
         probe::check(config.driver.needs())?;
         let lock = lock_dir(&config.dir)?;
         let listener = listen(&config)?;
+        let (machines, janitor) = match machines {
+            Some(machines) => (machines, None),
+            None => own_machines(&config)?,
+        };
         let parts = Parts::new(&config, machines);
         let (events, arrived) = channel();
         let cores = 0..config.cores;
@@ -75,8 +85,11 @@ impl Engine {
         let client = Client::new(Backend::Node(shared.clone()), config.timeout);
         let (report, gateway, acceptor, lock) = (StartReport::default(), None, None, Some(lock));
         let mut engine =
-            Self { client, shared, gateway, mailboxes, metrics, report, threads, acceptor, lock };
+            Self { client, shared, gateway, mailboxes, metrics, report, threads, acceptor, janitor, lock };
         engine.report = engine.await_start(&arrived)?;
+        if let Some(janitor) = &engine.janitor {
+            janitor.remove_strays();
+        }
         engine.connect(&config, listener, &identity)?;
         Ok(engine)
     }
@@ -152,6 +165,7 @@ impl Engine {
         if let Some(gateway) = self.gateway.take() {
             gateway.close();
         }
+        self.janitor = None;
         self.lock = None;
     }
 
@@ -245,6 +259,16 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// What makes the state machines that the configuration asks for.
+fn own_machines(config: &Config) -> Result<(MachineFactory, Option<Janitor>), OpenError> {
+    let Store::Lsm(settings) = &config.store else {
+        return Ok((Arc::new(|_| Box::new(MemoryStore::new())), None));
+    };
+    let fail = |source| OpenError::Dir { dir: config.dir.clone(), source };
+    let (stores, janitor) = Stores::open(&config.dir, settings).map_err(fail)?;
+    Ok((Arc::new(move |shard| Box::new(LsmStore::new(shard, &stores))), Some(janitor)))
 }
 
 fn peers(config: &Config) -> Vec<(NodeId, String)> {

@@ -64,13 +64,14 @@ pub mod scan;
 pub mod seam;
 pub mod settle;
 pub mod start;
+pub mod store;
 pub mod transport;
 pub mod wal;
 pub mod worker;
 
 pub use client::{Call, Client};
 pub use codec::{CoreStatus, MapInfo, NodeStatus, ReplicaStatus};
-pub use config::{Config, Member, WalSettings};
+pub use config::{Config, LsmSettings, Member, Store, WalSettings};
 pub use driver::Driver;
 pub use engine::Engine;
 pub use error::{OpenError, ReadError, TransferError, WriteError, WriteOutcome};

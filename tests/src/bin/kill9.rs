@@ -5,13 +5,13 @@
 //! output which write it is about to try (`t`), which was acknowledged (`a`), and what it reads back
 //! after a restart (`r`). A key's value must lie between the last acknowledged and the last tried.
 
-use clap::Parser;
-use floe::{Client, Config, Engine, Member, NodeId};
+use clap::{Parser, ValueEnum};
+use floe::{Client, Config, Engine, LsmSettings, Member, NodeId, Store};
 use floe_tests::ports::free_ports;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,6 +36,15 @@ struct Args {
     /// Cores per node in the child.
     #[arg(long, hide = true, default_value_t = 1)]
     cores: u16,
+    /// Where the shards' state lies
+    #[arg(long, value_enum, default_value_t = StoreKind::Memory)]
+    store: StoreKind,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum StoreKind {
+    Memory,
+    Lsm,
 }
 
 fn main() -> ExitCode {
@@ -91,6 +100,11 @@ fn spawn(args: &Args, cores: u16) -> Result<Child, Box<dyn Error>> {
             &ports.join(","),
             "--cores",
             &cores.to_string(),
+            "--store",
+            match args.store {
+                StoreKind::Memory => "memory",
+                StoreKind::Lsm => "lsm",
+            },
         ])
         .stdout(Stdio::piped())
         .spawn()?)
@@ -170,7 +184,7 @@ fn child(args: &Args) -> Result<(), Box<dyn Error>> {
     let openers: Vec<_> = members
         .iter()
         .map(|member| {
-            let config = config(&args.dir, member.node, &members, args.cores);
+            let config = config(args, member.node, &members);
             thread::spawn(move || Engine::open(config))
         })
         .collect();
@@ -195,10 +209,13 @@ fn child(args: &Args) -> Result<(), Box<dyn Error>> {
     Err("the writers ended before the kill".into())
 }
 
-fn config(dir: &Path, node: NodeId, members: &[Member], cores: u16) -> Config {
-    let mut config = Config::member(dir.join(format!("node-{node}")), node, members.to_vec());
+fn config(args: &Args, node: NodeId, members: &[Member]) -> Config {
+    let mut config = Config::member(args.dir.join(format!("node-{node}")), node, members.to_vec());
     config.shards = 16;
-    config.cores = cores;
+    config.cores = args.cores;
+    if let StoreKind::Lsm = args.store {
+        config.store = Store::Lsm(LsmSettings::default());
+    }
     // Small enough that dumps, truncation and recycling happen between the kills.
     config.flush_log_bytes = 64 << 10;
     config.wal.segment_bytes_min = 256 << 10;

@@ -2,8 +2,8 @@
 //! fast the machine is; waiting is bounded by deadlines of the engine's own.
 
 use floe::{
-    BusyReason, Client, CommandError, Config, Consistency, Engine, Member, MemberChange, NodeId, OpenError,
-    ReadError, ScanOptions, Seat, ShardId, WriteBatch, WriteError, WriteOutcome,
+    BusyReason, Client, CommandError, Config, Consistency, Engine, LsmSettings, Member, MemberChange, NodeId,
+    OpenError, ReadError, ScanOptions, Seat, ShardId, Store, WriteBatch, WriteError, WriteOutcome,
 };
 use floe_tests::ports::free_ports;
 use std::io::{Read, Write};
@@ -37,11 +37,16 @@ fn members_of(nodes: usize) -> Vec<Member> {
 }
 
 fn open_cluster(dir: &Path, members: &[Member], cores: u16) -> Vec<Engine> {
+    open_cluster_on(dir, members, cores, &Store::Memory)
+}
+
+fn open_cluster_on(dir: &Path, members: &[Member], cores: u16, store: &Store) -> Vec<Engine> {
     let open = |member: &Member| {
         let dir = dir.join(format!("node-{}", member.node));
         let mut config = small(Config::member(dir, member.node, members.to_vec()));
         config.shards = 8;
         config.cores = cores;
+        config.store = store.clone();
         Engine::open(config).unwrap()
     };
     members.iter().map(open).collect()
@@ -170,9 +175,18 @@ fn change_members(client: &Client, shard: ShardId, changes: &[MemberChange]) {
 
 #[test]
 fn shards_move_to_another_node_and_stay_there_after_a_restart() {
+    shards_move(&Store::Memory);
+}
+
+#[test]
+fn shards_in_tables_move_to_another_node_as_whole_dumps() {
+    shards_move(&Store::Lsm(LsmSettings::default()));
+}
+
+fn shards_move(store: &Store) {
     let dir = temp_dir();
     let members = members_of(4);
-    let engines = open_cluster(dir.path(), &members, 1);
+    let engines = open_cluster_on(dir.path(), &members, 1, store);
     let client = engines[0].client();
     write_all(&client, b"before");
     // Of each shard one replica moves to the node that has none of it: with 4 nodes and 3 replicas, that is one.
@@ -188,10 +202,47 @@ fn shards_move_to_another_node_and_stay_there_after_a_restart() {
         read_all(&engine.client(), b"after");
     }
     engines.into_iter().for_each(Engine::shutdown);
-    let engines = open_cluster(dir.path(), &members, 2);
+    let engines = open_cluster_on(dir.path(), &members, 2, store);
     read_all(&engines[3].client(), b"after");
     write_all(&engines[1].client(), b"again");
     read_all(&engines[2].client(), b"again");
+}
+
+#[test]
+fn a_shard_in_tables_answers_cold_conditions_and_reads_and_restarts_from_its_tables() {
+    let dir = temp_dir();
+    let mut config = small(Config::embedded(dir.path()));
+    config.store = Store::Lsm(LsmSettings { write_buffer_bytes: 1 << 20, ..LsmSettings::default() });
+    let mut engine = Engine::open(config.clone()).unwrap();
+    let key = |at: u32| format!("key-{at:05}").into_bytes();
+    let versions: Vec<u64> =
+        (0..3000).map(|at| engine.client().put_blocking(key(at), [at as u8; 700]).unwrap()).collect();
+    for round in 0..2 {
+        let client = engine.client();
+        let stale = client.with_consistency(Consistency::Stale);
+        for at in (0..3000).step_by(173) {
+            let found = client.get_versioned_blocking(key(at)).unwrap().unwrap();
+            assert_eq!((found.version, &found.value[..]), (versions[at as usize], &[at as u8; 700][..]));
+            assert_eq!(stale.get_blocking(key(at)).unwrap().unwrap(), found.value);
+            let moved =
+                WriteBatch::new().if_version(key(at), found.version + 1).put(key(at), "wrong").clone();
+            assert_eq!(
+                client.write_blocking(&moved).unwrap(),
+                WriteOutcome::ConditionFailed { condition: 0 }
+            );
+        }
+        let rows = client.scan_blocking(ScanOptions::default()).unwrap();
+        assert_eq!(rows.len(), 3000, "round {round}");
+        engine.shutdown();
+        assert!(
+            dir.path().join("store").read_dir().unwrap().count() >= 1,
+            "2 MiB don't fit in half of 1 MiB"
+        );
+        engine = Engine::open(config.clone()).unwrap();
+    }
+    let client = engine.client();
+    client.write_blocking(WriteBatch::new().delete_range(key(100), key(2900))).unwrap();
+    assert_eq!(client.scan_blocking(ScanOptions::default()).unwrap().len(), 200);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Both come from one table per section, so that no setting can be read without being explained, or the other way
 //! round. Bounds are checked where the engine checks them ([`Config::validate`]), under the same names.
 
-use floe::{Config, Driver, Member, NodeId, WalSettings};
+use floe::{Config, Driver, LsmSettings, Member, NodeId, Store, WalSettings};
 use serde::de::{Deserialize, Deserializer, Error};
 use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
@@ -90,6 +90,7 @@ section! {
         log_bytes_max: Size,
     }
     wal: WalSection,
+    store: StoreSection,
     members: Vec<MemberSection>,
 }
 
@@ -113,6 +114,55 @@ section! {
         /// A core whose write hasn't come back after so long stops leading until it does: at least `heartbeat_interval`.
         /// "auto" = `election_timeout_max`.
         stuck_after: Auto<Span>,
+    }
+}
+
+section! {
+    StoreSection of LsmSettings {
+        /// For "lsm", all shards together. Memory for what isn't in tables yet: from half of it on the largest are flushed,
+        /// at all of it writers are refused as busy. At least "1 MiB".
+        write_buffer_bytes: Size,
+        /// Memory for blocks of tables that were read. At least "1 MiB".
+        cache_bytes: Size,
+        /// Files of tables kept open: at least 16.
+        open_files_max: usize,
+        /// Bytes that compaction reads per second at the most: at least "1 MiB".
+        compaction_bytes_per_second: Size,
+    }
+    kind: StoreKind,
+}
+
+#[derive(serde::Deserialize, Clone, Copy, Default)]
+#[serde(rename_all = "lowercase")]
+enum StoreKind {
+    #[default]
+    Memory,
+    Lsm,
+}
+
+impl StoreSection {
+    fn store(self) -> Store {
+        let mut settings = LsmSettings::default();
+        match self.kind {
+            StoreKind::Memory => Store::Memory,
+            StoreKind::Lsm => {
+                self.apply(&mut settings);
+                Store::Lsm(settings)
+            }
+        }
+    }
+
+    fn explain_store(store: &Store, out: &mut String) {
+        let (kind, settings) = match store {
+            Store::Memory => ("memory", LsmSettings::default()),
+            Store::Lsm(settings) => ("lsm", *settings),
+        };
+        out.push_str("# The shards' state. The same kind at each start of a node.\n[store]\n");
+        out.push_str(
+            "# \"memory\": in memory, dumped whole from time to time. \"lsm\": in tables on disk.\n",
+        );
+        let _ = writeln!(out, "kind = \"{kind}\"\n");
+        Self::explain(&settings, out);
     }
 }
 
@@ -148,6 +198,7 @@ fn parse(text: &str) -> Result<Config, String> {
         .map(|member| Member { node: member.node.into(), address: member.address })
         .collect();
     std::mem::take(&mut file.wal).apply(&mut config.wal);
+    config.store = std::mem::take(&mut file.store).store();
     file.apply(&mut config);
     if config.members.is_empty() {
         return Err("`members` is missing: it lists every node of the cluster, this one too, as \
@@ -166,6 +217,7 @@ pub fn explain(config: &Config) -> String {
     NodeSection::explain(config, &mut out);
     out.push_str("# The log.\n[wal]\n");
     WalSection::explain(&config.wal, &mut out);
+    StoreSection::explain_store(&config.store, &mut out);
     out.push_str("# Every node of the cluster, this one included; the same on all nodes.\n");
     for Member { node, address } in &config.members {
         let address = quoted(address);
@@ -388,6 +440,7 @@ mod tests {
         config.log_bytes_max = (32 << 20) + 1;
         config.wal.stuck_after = Some(Duration::from_secs(2));
         config.wal.bytes_max = 5 << 30;
+        config.store = Store::Lsm(LsmSettings { cache_bytes: 7 << 20, ..LsmSettings::default() });
         let back = parse(&explain(&config)).expect("what is printed can be read");
         assert_eq!(format!("{back:?}"), format!("{config:?}"));
     }
@@ -404,6 +457,8 @@ mod tests {
         assert_eq!(error("cores = 2"), "");
         for (text, names) in [
             ("colour = 2", "colour"),
+            ("[store]\nkind = \"tape\"", "`lsm`"),
+            ("[store]\nkind = \"lsm\"\nopen_files_max = 3", "store.open_files_max"),
             ("timeout = 3", "is no duration"),
             ("timeout = \"3 weeks\"", "\"150ms\""),
             ("cores = -1", "cores"),

@@ -1,0 +1,219 @@
+//! What the durable stores of a node share: memory for memtables, caches, the directory that the trees lie in, and the
+//! threads that compact and clean up behind them.
+//!
+//! Trees lie in `store/t<number>`; numbers are not used twice while the process lives, and begin above all that lie
+//! there. Which trees count is said by the dumps that the log names; at start, what none of them names is removed.
+
+use super::memtable::Budget;
+use super::tree::{Shared, Tables, Tree};
+use crate::config::LsmSettings;
+use crate::driver::sys;
+use parking_lot::Mutex;
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread::JoinHandle;
+
+/// Below the node's directory.
+const DIR: &str = "store";
+/// Steps of compaction after a flush, at the most; another flush brings more.
+const STEPS_MAX: usize = 32;
+
+enum Task {
+    Compact(Weak<Home>),
+    Remove(PathBuf),
+    /// Freed here rather than where it was held: a memtable takes milliseconds.
+    Drop(Box<dyn Any + Send>),
+}
+
+/// The stores of a node.
+pub struct Stores {
+    dir: PathBuf,
+    shared: Shared,
+    budget: Arc<Budget>,
+    next: AtomicU64,
+    /// Trees that lay here at start and that nothing has named yet.
+    strays: Mutex<BTreeSet<u64>>,
+    tasks: Mutex<Option<Sender<Task>>>,
+    stops: Arc<AtomicBool>,
+}
+
+/// Ends the threads behind the stores of a node when it is dropped.
+pub struct Janitor {
+    stores: Arc<Stores>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Stores {
+    /// Those of the node in `dir`, whose lock is held.
+    ///
+    /// # Errors
+    /// The directory can't be made or listed, or there can't be a thread.
+    pub fn open(dir: &Path, settings: &LsmSettings) -> io::Result<(Arc<Self>, Janitor)> {
+        let dir = dir.join(DIR);
+        let is_new = !dir.exists();
+        fs::create_dir_all(&dir)?;
+        if is_new && let Some(parent) = dir.parent() {
+            fs::File::open(parent)?.sync_all()?;
+        }
+        let mut strays = BTreeSet::new();
+        for entry in fs::read_dir(&dir)? {
+            let name = entry?.file_name();
+            strays.extend(name.to_str().and_then(|name| name.strip_prefix('t')?.parse::<u64>().ok()));
+        }
+        let (sender, tasks) = channel();
+        let LsmSettings { cache_bytes, open_files_max, compaction_bytes_per_second, write_buffer_bytes } =
+            *settings;
+        let stores = Arc::new(Self {
+            dir,
+            shared: Shared::new(cache_bytes, open_files_max, compaction_bytes_per_second),
+            budget: Budget::new(write_buffer_bytes),
+            next: AtomicU64::new(strays.last().map_or(1, |last| last + 1)),
+            strays: Mutex::new(strays),
+            tasks: Mutex::new(Some(sender)),
+            stops: Arc::new(AtomicBool::new(false)),
+        });
+        let stops = stores.stops.clone();
+        let thread =
+            std::thread::Builder::new().name("floe-store".into()).spawn(move || serve(&tasks, &stops))?;
+        Ok((stores.clone(), Janitor { stores, thread: Some(thread) }))
+    }
+
+    /// What memtables take, and may take.
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// A tree to be, made when something is flushed into it.
+    pub(super) fn new_home(&self) -> Arc<Home> {
+        Arc::new(Home { number: self.next.fetch_add(1, Ordering::Relaxed), tree: OnceLock::new() })
+    }
+
+    /// A tree that a dump names.
+    pub(super) fn open_home(&self, number: u64) -> Result<Arc<Home>, String> {
+        let tree = Tree::open(&self.path(number), &self.shared)?;
+        self.strays.lock().remove(&number);
+        let home = Home { number, tree: OnceLock::new() };
+        assert!(home.tree.set(tree).is_ok(), "tree {number} was just made");
+        Ok(Arc::new(home))
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.dir.join(format!("t{number}"))
+    }
+
+    /// Nothing names this tree any more. Views that still hold tables of it can read what they have open.
+    pub(super) fn remove(&self, home: Arc<Home>) {
+        self.hand_over(Task::Remove(self.path(home.number)));
+        self.free(home);
+    }
+
+    /// Compacts a tree if that is due.
+    pub(super) fn compact(&self, home: &Arc<Home>) {
+        self.hand_over(Task::Compact(Arc::downgrade(home)));
+    }
+
+    /// Drops something big elsewhere.
+    pub(super) fn free(&self, what: impl Send + 'static) {
+        self.hand_over(Task::Drop(Box::new(what)));
+    }
+
+    fn hand_over(&self, task: Task) {
+        // Without a receiver the process is about to end: strays wait for the next start.
+        let _ = self.tasks.lock().as_ref().map(|tasks| tasks.send(task));
+    }
+}
+
+impl Janitor {
+    /// Every shard is restored: what no dump names goes.
+    pub fn remove_strays(&self) {
+        for number in std::mem::take(&mut *self.stores.strays.lock()) {
+            self.stores.hand_over(Task::Remove(self.stores.path(number)));
+        }
+    }
+}
+
+impl Drop for Janitor {
+    fn drop(&mut self) {
+        self.stores.stops.store(true, Ordering::Relaxed);
+        *self.stores.tasks.lock() = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the stores' thread panicked");
+        }
+    }
+}
+
+/// One task after another, at the lowest priority.
+fn serve(tasks: &Receiver<Task>, stops: &AtomicBool) {
+    if let Err(error) = sys::lower_priority() {
+        tracing::debug!(%error, "the stores' thread keeps its priority");
+    }
+    while let Ok(task) = tasks.recv() {
+        match task {
+            Task::Compact(home) => compact(&home, stops),
+            Task::Remove(path) => match fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "a tree that nothing names could not be removed");
+                }
+                _ => {}
+            },
+            Task::Drop(what) => drop(what),
+        }
+    }
+}
+
+fn compact(home: &Weak<Home>, stops: &AtomicBool) {
+    for _ in 0..STEPS_MAX {
+        let home = home.upgrade();
+        let Some(tree) =
+            home.as_ref().and_then(|home| home.tree.get()).filter(|_| !stops.load(Ordering::Relaxed))
+        else {
+            return;
+        };
+        match tree.compact() {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                return tracing::error!(%error, "a tree could not be compacted; it will be tried again");
+            }
+        }
+    }
+}
+
+/// Where a shard's tree is, or will be.
+pub(super) struct Home {
+    number: u64,
+    tree: OnceLock<Tree>,
+}
+
+impl Home {
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Its published tables, if it was made.
+    pub(super) fn tables(&self) -> Option<Arc<Tables>> {
+        self.tree.get().map(Tree::tables)
+    }
+
+    /// The tree; made now, if it wasn't before. Only a shard's one flush at a time calls this.
+    pub(super) fn tree_or_new(&self, stores: &Stores) -> Result<&Tree, String> {
+        if self.tree.get().is_none() {
+            let path = stores.path(self.number);
+            // Of an attempt that failed half-way: nothing names it yet.
+            if path.exists() {
+                fs::remove_dir_all(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            }
+            let tree = Tree::create(&path, &stores.shared)?;
+            assert!(self.tree.set(tree).is_ok(), "tree {}: two flushes at a time", self.number);
+        }
+        Ok(self.tree.get().expect("made above"))
+    }
+}

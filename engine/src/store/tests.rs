@@ -1,0 +1,324 @@
+//! The durable store against the memory store, over flushes at any moment, reopening, and crashes between a flush and
+//! its record. A test's `Node` does with dumps what the shard layer and the engine do.
+
+use super::*;
+use crate::config::LsmSettings;
+use bytes::Bytes;
+use floe_raft::Mark;
+use floe_shard::{
+    COMMAND_HEAD_BYTES, CommandResult, DumpHead, JobDone, KeyRange, MemoryStore, NodeId, Query, QueryResult,
+    Row, ShardId, StateMachine, View, WriteBatch, encode, encode_dump, open_dump, pre_split,
+};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+fn stores(dir: &Path) -> (Arc<Stores>, Janitor) {
+    Stores::open(dir, &LsmSettings::default()).unwrap()
+}
+
+fn shard() -> ShardId {
+    pre_split(&[NodeId(1)], 1, 1)[0].shard
+}
+
+fn head(index: u64) -> DumpHead {
+    let descriptor = pre_split(&[NodeId(1)], 1, 1).remove(0);
+    let membership = descriptor.membership();
+    DumpHead { shard: descriptor.shard, mark: Mark::new(1, index), descriptor, membership }
+}
+
+/// The bytes of a dump, after what had to be made durable before.
+fn saved(mut dump: Box<dyn floe_shard::Dump>) -> Bytes {
+    dump.prepare().unwrap();
+    let mut bytes = vec![0; dump.len()];
+    dump.encode_into(&mut bytes);
+    bytes.into()
+}
+
+fn payload(batch: &WriteBatch) -> Bytes {
+    encode(batch, 1).unwrap().slice(COMMAND_HEAD_BYTES..)
+}
+
+/// Applies a command, fetching what it waits for; says whether it waited.
+fn apply(store: &mut LsmStore, index: u64, payload: &[u8]) -> (CommandResult, bool) {
+    let (at, range) = (Mark::new(1, index), KeyRange::all());
+    match store.apply(at, payload, &range) {
+        CommandResult::Pending => {
+            assert_eq!(store.fetch()(), Ok(JobDone::Fetched));
+            (store.apply(at, payload, &range), true)
+        }
+        result => (result, false),
+    }
+}
+
+fn put(store: &mut LsmStore, index: u64, key: &str, value: &str) {
+    let (key, value) = (key.to_owned(), value.to_owned());
+    let result = apply(store, index, &payload(WriteBatch::new().put(key, value)));
+    assert_eq!(result, (CommandResult::Written, false));
+}
+
+fn scan(start: &str, end: &str, limit: u32, reverse: bool) -> Query {
+    let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+    Query::Scan { start: bytes(start), end: bytes(end), limit, bytes_max: 1 << 20, reverse }
+}
+
+fn read(store: &LsmStore, query: &Query) -> QueryResult {
+    match store.read_job(query, &KeyRange::all()) {
+        Some(job) => match job() {
+            Ok(JobDone::Read(found)) => found,
+            other => panic!("{other:?}"),
+        },
+        None => store.read(query, &KeyRange::all()),
+    }
+}
+
+fn rows(result: QueryResult) -> Vec<Row> {
+    let QueryResult::Rows(rows, _) = result else { panic!() };
+    rows
+}
+
+fn all_rows(view: &dyn View) -> Vec<Row> {
+    rows(view.read(&scan("", "", 0, false), &KeyRange::all()).unwrap())
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+
+    fn key(&mut self) -> String {
+        // Some longer than what a stored key has in place.
+        let number = self.below(120);
+        if number.is_multiple_of(3) {
+            format!("k{number:03}-a-key-of-more-than-16-bytes")
+        } else {
+            format!("k{number:03}")
+        }
+    }
+
+    fn batch(&mut self, index: u64) -> WriteBatch {
+        let mut batch = WriteBatch::new();
+        match self.below(10) {
+            0 => batch.if_absent(self.key()),
+            1 => batch.if_version(self.key(), index.saturating_sub(self.below(40))),
+            2 => batch.if_equals(self.key(), format!("v{}", self.below(4))),
+            _ => &mut batch,
+        };
+        for _ in 0..1 + self.below(3) {
+            match self.below(20) {
+                0 => {
+                    let (one, other) = (self.key(), self.key());
+                    let end = format!("{}~", one.clone().max(other.clone()));
+                    batch.delete_range(one.min(other), end)
+                }
+                1..5 => batch.delete(self.key()),
+                _ => batch.put(self.key(), format!("v{}", self.below(4))),
+            };
+        }
+        batch
+    }
+
+    fn query(&mut self) -> Query {
+        let (one, other) = (self.key(), self.key());
+        let end = if self.below(4) == 0 { String::new() } else { one.clone().max(other.clone()) };
+        let limit = self.below(30) as u32;
+        scan(&one.min(other), &end, limit, self.below(2) == 0)
+    }
+}
+
+#[test]
+fn it_does_what_the_memory_store_does_over_flushes_and_reopening() {
+    for seed in 0..6 {
+        model_run(seed);
+    }
+}
+
+fn model_run(seed: u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut stores_now, mut janitor) = stores(dir.path());
+    let (mut store, mut model) = (LsmStore::new(shard(), &stores_now), MemoryStore::new());
+    let mut random = Random(seed);
+    let (mut log, mut dump, mut waited) = (Vec::new(), None, 0);
+    for index in 1..2_500 {
+        let command = payload(&random.batch(index));
+        let expected = model.apply(Mark::new(1, index), &command, &KeyRange::all());
+        let (result, pended) = apply(&mut store, index, &command);
+        assert_eq!(result, expected, "seed {seed}, command {index}");
+        waited += u64::from(pended);
+        log.push(command);
+        if random.below(10) == 0 {
+            let query = random.query();
+            assert_eq!(
+                read(&store, &query),
+                model.read(&query, &KeyRange::all()),
+                "seed {seed}, {index}: {query:?}"
+            );
+            let query = Query::Get { key: random.key().into() };
+            assert_eq!(
+                read(&store, &query),
+                model.read(&query, &KeyRange::all()),
+                "seed {seed}, {index}: {query:?}"
+            );
+        }
+        if random.below(60) == 0 {
+            dump = Some((index, saved(store.flush(&head(index)).unwrap())));
+        } else if random.below(200) == 0 {
+            dump = Some((index, saved(store.dump())));
+        } else if random.below(300) == 0 {
+            // The process ends; the log replays what the newest dump doesn't hold.
+            let hash = store.state_hash();
+            drop((store, stores_now, janitor));
+            (stores_now, janitor) = stores(dir.path());
+            store = LsmStore::new(shard(), &stores_now);
+            let from = dump.as_ref().map_or(0, |(at, bytes)| {
+                store.restore(bytes).unwrap();
+                // A tree may be ahead of a whole dump of an older flush, never behind what names it.
+                store.newer().map_or(*at, |head| head.mark.index)
+            });
+            janitor.remove_strays();
+            for (at, command) in log.iter().enumerate().skip(from as usize) {
+                apply(&mut store, at as u64 + 1, command);
+            }
+            assert_eq!(store.state_hash(), hash, "seed {seed}, reopened at {index}");
+        }
+    }
+    assert!(waited > 20, "only {waited} conditions had to wait for the tables");
+    assert_eq!(all_rows(&*store.view().unwrap()), all_rows(&*model.view().unwrap()), "seed {seed}");
+}
+
+#[test]
+fn a_view_stays_as_it_was_through_flushes_and_compaction() {
+    let dir = tempfile::tempdir().unwrap();
+    let (stores, _janitor) = stores(dir.path());
+    let mut store = LsmStore::new(shard(), &stores);
+    let mut views = Vec::new();
+    for index in 1..=60 {
+        put(&mut store, index, &format!("k{}", index % 7), &format!("v{index}"));
+        if index % 3 == 0 {
+            let view = store.view().unwrap();
+            views.push((all_rows(&*view), view));
+        }
+        saved(store.flush(&head(index)).unwrap());
+        while store.compact_now() {}
+    }
+    for (rows, view) in &views {
+        assert_eq!(all_rows(&**view), *rows);
+    }
+}
+
+#[test]
+fn a_tree_that_is_ahead_of_its_dump_says_so_and_one_that_is_gone_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, janitor) = stores(dir.path());
+    let mut store = LsmStore::new(shard(), &first);
+    put(&mut store, 1, "a", "1");
+    let named = saved(store.flush(&head(1)).unwrap());
+    put(&mut store, 2, "a", "2");
+    // Ingested, but the process ends before its dump is saved.
+    drop(saved(store.flush(&head(2)).unwrap()));
+    let hash = store.state_hash();
+    drop((store, first, janitor));
+    let (second, janitor) = stores(dir.path());
+    let mut store = LsmStore::new(shard(), &second);
+    store.restore(&named).unwrap();
+    assert_eq!((store.newer().unwrap().mark, store.state_hash()), (Mark::new(1, 2), hash));
+    assert_eq!(rows(read(&store, &scan("", "", 0, false)))[0].value.value, "2");
+    drop((store, second, janitor));
+    std::fs::remove_file(dir.path().join("store/t1/current")).unwrap();
+    let (third, _janitor) = stores(dir.path());
+    let refused = format!("{:?}", LsmStore::new(shard(), &third).restore(&named).unwrap_err());
+    assert!(refused.contains("store/t1/current is missing"), "{refused}");
+}
+
+#[test]
+fn what_no_dump_names_is_removed_and_what_one_names_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, janitor) = stores(dir.path());
+    let mut dumps = Vec::new();
+    for _ in 0..2 {
+        let mut store = LsmStore::new(shard(), &first);
+        put(&mut store, 1, "a", "1");
+        dumps.push(saved(store.flush(&head(1)).unwrap()));
+    }
+    drop((first, janitor));
+    let (second, janitor) = stores(dir.path());
+    let mut store = LsmStore::new(shard(), &second);
+    store.restore(&dumps[1]).unwrap();
+    janitor.remove_strays();
+    let exists = |number: u64| dir.path().join(format!("store/t{number}")).exists();
+    let begun = Instant::now();
+    while exists(1) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the stray tree stays");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(exists(2));
+}
+
+#[test]
+fn a_follower_takes_a_whole_dump_and_the_tree_before_it_goes_with_the_next_flush() {
+    let dir = tempfile::tempdir().unwrap();
+    let (stores, _janitor) = stores(dir.path());
+    let mut leader = LsmStore::new(shard(), &stores);
+    put(&mut leader, 1, "a", "1");
+    put(&mut leader, 2, "b", "2");
+    saved(leader.flush(&head(2)).unwrap());
+    let deleted = payload(WriteBatch::new().delete_range("b", "").put("c", "3"));
+    assert_eq!(apply(&mut leader, 3, &deleted).0, CommandResult::Written);
+    let file = Bytes::from(encode_dump(&head(3), &saved(leader.dump())));
+
+    let mut follower = LsmStore::new(shard(), &stores);
+    put(&mut follower, 1, "z", "gone");
+    saved(follower.flush(&head(1)).unwrap());
+    follower.restore(&open_dump(&file).unwrap().1).unwrap();
+    let tree = dir.path().join("store/t2");
+    assert!(tree.exists(), "the log still names it");
+    assert_eq!(all_rows(&*follower.view().unwrap()), all_rows(&*leader.view().unwrap()));
+    assert_eq!((follower.state_hash(), follower.newer()), (leader.state_hash(), None));
+    saved(follower.flush(&head(3)).unwrap());
+    assert_eq!(all_rows(&*follower.view().unwrap()), all_rows(&*leader.view().unwrap()));
+    let begun = Instant::now();
+    while tree.exists() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the tree before the dump stays");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn memory_is_given_back_once_it_lies_in_tables() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = LsmSettings { write_buffer_bytes: 1 << 20, ..LsmSettings::default() };
+    let (stores, _janitor) = Stores::open(dir.path(), &settings).unwrap();
+    let mut store = LsmStore::new(shard(), &stores);
+    let mut index = 0;
+    while store.pressure() != floe_shard::Pressure::Full {
+        index += 1;
+        put(&mut store, index, &format!("k{index:05}"), &"v".repeat(100));
+    }
+    assert!(index < 8_000, "{index} rows of over 230 bytes fit 1 MiB");
+    saved(store.flush(&head(index)).unwrap());
+    put(&mut store, index + 1, "k", "v");
+    let begun = Instant::now();
+    while store.pressure() != floe_shard::Pressure::None {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{} bytes", stores.budget().used());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(rows(read(&store, &scan("", "", 0, false))).len() as u64, index + 1);
+}
+
+#[test]
+fn compaction_keeps_runs_few_and_every_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let (stores, _janitor) = stores(dir.path());
+    let mut store = LsmStore::new(shard(), &stores);
+    for index in 1..=40 {
+        put(&mut store, index, &format!("k{index:02}"), "v");
+        saved(store.flush(&head(index)).unwrap());
+        while store.compact_now() {}
+    }
+    assert!(store.table_runs() <= 5, "{} runs after 40 flushes", store.table_runs());
+    assert_eq!(rows(read(&store, &scan("", "", 0, false))).len(), 40);
+    assert_eq!(rows(read(&store, &scan("k10", "k13", 0, true))).len(), 3);
+}
