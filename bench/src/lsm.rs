@@ -6,12 +6,20 @@
 //! ingestion holds across its syncs; the tables of a version that was taken beforehand, which takes none; and
 //! arithmetic of about the same length, which shows what the machine itself takes away. Only differences between the three, and between
 //! the quiet and the flushing part, mean something on a machine that isn't idle.
+//!
+//! At the end the store itself is measured as a core uses it: one thread applies puts, takes a view every now and then,
+//! and begins a flush as soon as the last one is done, which another thread carries out; the store's own compacts.
 
 use crate::error::BenchError;
 use crate::machine::{self, Machine};
 use crate::options::LsmOptions;
 use crate::report::{Latency, latency, micros};
+use crate::usage;
 use arc_swap::ArcSwap;
+use floe::store::{LsmStore, Stores};
+use floe::{LsmSettings, NodeId};
+use floe_raft::Mark;
+use floe_shard::{COMMAND_HEAD_BYTES, CommandResult, DumpHead, StateMachine, encode_put, pre_split};
 use hdrhistogram::Histogram;
 use lsm_tree::compaction::Leveled;
 use lsm_tree::table::filter::standard_bloom::Builder;
@@ -20,6 +28,7 @@ use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Above every sequence number that a tree gives.
@@ -49,6 +58,12 @@ struct Report {
     compact_us: Latency,
     /// Most runs of level 0 that a read met.
     level0_runs_max: usize,
+    /// The durable store's `apply` of one put, while it flushes and compacts all the time.
+    apply_us: Latency,
+    applied: u64,
+    /// Of this process, applying, flushing and compacting together.
+    applied_per_cpu_second: f64,
+    flushes: u64,
 }
 
 /// Microseconds per way of reading.
@@ -108,6 +123,7 @@ pub fn run(options: &LsmOptions) -> Result<bool, BenchError> {
         (flusher.join().expect("a panic of it is a bug here"), gets)
     });
     let (flushes, flushing) = (flushes?, flushing?);
+    let store = apply_for(time, &home.path().join("node"), options)?;
     let report = Report {
         benchmark: "lsm",
         machine: Machine::this(home.path()),
@@ -122,6 +138,10 @@ pub fn run(options: &LsmOptions) -> Result<bool, BenchError> {
         ingestions: flushes.ingest.len(),
         compact_us: latency(&flushes.compact),
         level0_runs_max: flushes.level0_runs_max,
+        apply_us: latency(&store.apply),
+        applied: store.apply.len(),
+        applied_per_cpu_second: store.apply.len() as f64 / store.cpu.as_secs_f64(),
+        flushes: store.flushes,
     };
     print(&report);
     if let Some(path) = &options.json {
@@ -144,10 +164,63 @@ fn print(report: &Report) {
     }
     line("one ingestion", &report.ingest_us);
     line("one compaction", &report.compact_us);
+    line("the store's apply", &report.apply_us);
     println!(
         "{} ingestions of {} rows, {} runs on level 0 at the most",
         report.ingestions, report.flush_rows, report.level0_runs_max
     );
+}
+
+/// What the durable store did.
+struct Applied {
+    apply: Histogram<u64>,
+    cpu: Duration,
+    flushes: u64,
+}
+
+/// Puts of random keys into one shard's store.
+fn apply_for(time: Duration, dir: &Path, options: &LsmOptions) -> Result<Applied, BenchError> {
+    let (stores, _janitor) = Stores::open(dir, &LsmSettings::default()).map_err(BenchError::file(dir))?;
+    let descriptor = pre_split(&[NodeId(1)], 1, 1).remove(0);
+    let membership = descriptor.membership();
+    let mut store = LsmStore::new(descriptor.shard, &stores);
+    let value = vec![7; options.payload as usize];
+    let (mut apply, mut random, mut flushes) = (histogram(), Random(3), 0);
+    let mut flush: Option<JoinHandle<Result<(), String>>> = None;
+    let (begun, cpu) = (Instant::now(), usage::cpu_time());
+    for index in 1.. {
+        let command = encode_put(1, &key_bytes(random.below(options.keys)), &value).expect("a small put");
+        let at = Mark::new(1, index);
+        let before = Instant::now();
+        let result = store.apply(at, &command[COMMAND_HEAD_BYTES..], &descriptor.range);
+        record(&mut apply, before);
+        assert_eq!(result, CommandResult::Written, "an unconditional put");
+        if index % 64 == 0 {
+            drop(std::hint::black_box(store.view()));
+        }
+        let enough = store.unflushed_bytes() > u64::from(options.flush_rows) * u64::from(options.payload);
+        if enough && flush.as_ref().is_none_or(JoinHandle::is_finished) {
+            if let Some(flush) = flush.take() {
+                flush.join().expect("a panic of it is a bug here").map_err(BenchError::Store)?;
+                flushes += 1;
+            }
+            let head = DumpHead {
+                shard: descriptor.shard,
+                mark: at,
+                descriptor: descriptor.clone(),
+                membership: membership.clone(),
+            };
+            let mut dump = store.flush(&head).expect("it has files");
+            flush = Some(std::thread::spawn(move || dump.prepare()));
+        }
+        if begun.elapsed() >= time {
+            break;
+        }
+    }
+    if let Some(flush) = flush {
+        flush.join().expect("a panic of it is a bug here").map_err(BenchError::Store)?;
+    }
+    Ok(Applied { apply, cpu: usage::cpu_time() - cpu, flushes })
 }
 
 /// What the flushing thread did.

@@ -80,7 +80,7 @@ fn a_soak_samples_memory_and_logs_and_says_whether_they_are_bounded() {
 fn reads_of_a_flushing_tree_find_every_key_in_both_ways() {
     let (ok, text) = run(&["lsm", "--keys", "2000", "--flush-rows", "200", "--seconds", "0.3"]);
     assert!(ok, "{text}");
-    for line in ["flushing: tree's get", "flushing: tables' get", "one ingestion"] {
+    for line in ["flushing: tree's get", "flushing: tables' get", "one ingestion", "the store's apply"] {
         assert!(text.contains(line), "{text}");
     }
 }
