@@ -28,7 +28,7 @@ fn append(shard: u64) -> PeerMessage {
         prev: Mark::new(5, 1000),
         commit: 990,
         entries: entries.collect(),
-        stamp: LeaderStamp { sent_at_ns: 1, echo_ns: 2 },
+        stamp: LeaderStamp { sent_at_ns: 1, echo: 2 },
     };
     let message = Message { from: replica(1), to: replica(2), term: 5, body };
     PeerMessage::Raft { shard: ShardId(shard), epoch: Epoch { range: 1, membership: 1 }, message }
@@ -46,7 +46,7 @@ fn beat() -> PeerBatch {
         term: 5,
         commit: 7,
         read_round: 0,
-        stamp: LeaderStamp { sent_at_ns: 1, echo_ns: 2 },
+        stamp: LeaderStamp { sent_at_ns: 1, echo: 2 },
     };
     let beat = Beat { boot_epoch: 3, groups: (0..1000).map(row).collect(), quiet: Vec::new() };
     PeerBatch { beat: Some(beat), ..PeerBatch::default() }

@@ -1,8 +1,10 @@
 //! The handle by which any thread and any async runtime talks to a node of the same process, or to a cluster in others.
 //!
 //! A call encodes its command once, finds the shard by key, and posts it to the core that owns the
-//! shard, or ([`Client::connect`], `remote.rs`) to a node that can serve it; the future it returns is a plain one. A linearizable read of a shard that this node leads under a
-//! lease is done on the caller's thread instead (`read_cell.rs`), before the call returns. Every call has a deadline, enforced by the core.
+//! shard, or ([`Client::connect`], `remote.rs`) to a node that can serve it; the future it returns is a plain one. A
+//! linearizable read of a shard that this node leads under a lease, or a stale one of a replica that is fresh enough,
+//! is done on the caller's thread instead (`read_cell.rs`), before the call returns. Every call has a deadline,
+//! enforced by the core.
 //! Dropping a future abandons the wait, not the command.
 
 use crate::clock;
@@ -15,7 +17,7 @@ use bytes::Bytes;
 use floe_raft::Nanos;
 use floe_shard::descriptor::Descriptor;
 use floe_shard::request::{
-    Answer, BusyReason, Consistency, MemberChange, Query, Refusal, Request, Row, UnknownReason, Versioned,
+    Answer, Consistency, MemberChange, Query, Refusal, Request, Row, UnknownReason, Versioned,
 };
 use floe_shard::{
     CommandError, KEY_BYTES_MAX, NodeId, ShardId, ShardMap, WriteBatch, encode, encode_delete, encode_put,
@@ -66,23 +68,14 @@ impl Shared {
     /// the load.
     pub(crate) fn read_here(&self, request: &Request) -> Option<Answer> {
         let Request::Read { shard, range_epoch, query, consistency } = request else { return None };
-        if !consistency.is_linearizable() {
-            return None;
-        }
-        let open = self.cells.load(*shard)?;
-        open.read(*range_epoch, query, clock::now())
+        let open = self.cells.load(*shard, *consistency)?;
+        open.read(*range_epoch, query, *consistency, clock::now())
     }
 
     /// Posts a request to the core that owns its shard.
     pub(crate) fn post(&self, request: Request, deadline: Nanos, slot: Arc<Slot>) -> Result<(), Refusal> {
         let mailbox = &self.mailboxes[usize::from(request.shard().core(self.cores))];
-        match mailbox.post(Post { request, deadline, slot }) {
-            Ok(()) => Ok(()),
-            Err(_) if mailbox.is_closed() => {
-                Err(Refusal::Unavailable { reason: "the node has shut down".into() })
-            }
-            Err(_) => Err(Refusal::Busy(BusyReason::Requests)),
-        }
+        mailbox.post(Post { request, deadline, slot })
     }
 }
 
@@ -411,15 +404,15 @@ impl Client {
         self.post(Request::Write { shard, command }).map_err(WriteError::from_refusal)
     }
 
-    /// A linearizable get on this thread; `None` = ask the core. The clock comes after the load.
+    /// A get on this thread; `None` = ask the core. The clock comes after the load.
     fn get_here(&self, key: &[u8]) -> Option<Option<Versioned>> {
-        if key.is_empty() || !self.consistency.is_linearizable() {
+        if key.is_empty() {
             return None;
         }
         let Backend::Node(shared) = &self.backend else { return None };
         let (shard, range_epoch) = self.locate(key);
-        let open = shared.cells.load(shard)?;
-        open.get(range_epoch, key, clock::now())
+        let open = shared.cells.load(shard, self.consistency)?;
+        open.get(range_epoch, key, self.consistency, clock::now())
     }
 
     fn start_get(&self, key: &[u8]) -> Result<Arc<Slot>, ReadError> {

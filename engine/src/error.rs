@@ -5,6 +5,7 @@ use floe_raft::ConfigError;
 use floe_shard::CommandError;
 use floe_shard::request::{BusyReason, Refusal, UnknownReason};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Why a node can't be opened. Nothing is running, and nothing was changed that matters.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +126,10 @@ pub enum ReadError {
     /// The shard's range has changed; the routing cache is renewed, try again.
     #[error("the shard's range has changed; try again")]
     Rerouted,
+    /// A stale read's bound can't be kept: the replica here may be this old, and no leader told it more. Try
+    /// another node, or a larger bound. `None` = it may be of any age.
+    #[error("too stale: the replica here is {}", describe_age(.0))]
+    TooStale(Option<Duration>),
     /// The node can't serve.
     #[error("unavailable: {0}")]
     Unavailable(String),
@@ -135,6 +140,7 @@ impl ReadError {
         match refusal {
             Refusal::Busy(reason) => Self::Busy(reason),
             Refusal::DeadlinePassed => Self::TimedOut,
+            Refusal::TooStale { age } => Self::TooStale(age),
             Refusal::WrongEpoch { .. } | Refusal::OutOfRange { .. } => Self::Rerouted,
             other => Self::Unavailable(explain(&other)),
         }
@@ -181,6 +187,13 @@ fn explain(refusal: &Refusal) -> String {
         Refusal::BadChange { reason } => format!("the members can't be changed so: {reason}"),
         Refusal::NotAMember { node } => format!("node {node} has no replica of the shard"),
         other => format!("{other:?}"),
+    }
+}
+
+fn describe_age(age: &Option<Duration>) -> String {
+    match age {
+        Some(age) => format!("up to {} ms old", age.as_millis()),
+        None => "of unknown age".into(),
     }
 }
 

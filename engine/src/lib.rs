@@ -23,7 +23,7 @@
 //! # What is promised
 //! - An acknowledged write is durable on a majority of its shard's replicas, and survives any minority
 //!   of them failing in any way, and the power failing on all of them at once.
-//! - Reads see every write that was acknowledged before they began, unless [`Consistency::Stale`] is asked for;
+//! - Reads see every write that was acknowledged before they began, unless [`Consistency::Stale`] is asked for by name;
 //!   [`Consistency::LinearizableLocal`] reads this node's own replica. A scan is one snapshot per page of one shard.
 //! - An error says whether the write surely didn't happen ([`WriteError::is_surely_not_done`]) or may have.
 //! - Every queue has a bound; at the bound a call is refused at once as `Busy`.

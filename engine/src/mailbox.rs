@@ -8,7 +8,7 @@ use crate::seam::CoreMessage;
 use crossbeam_queue::{ArrayQueue, SegQueue};
 use floe_raft::Nanos;
 use floe_shard::ShardStatus;
-use floe_shard::request::{Answer, Refusal, Request};
+use floe_shard::request::{Answer, BusyReason, Refusal, Request};
 use parking_lot::{Condvar, Mutex};
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -76,12 +76,12 @@ impl Mailbox {
     /// Hands a request in.
     ///
     /// # Errors
-    /// Gives it back if the mailbox is full or closed.
-    pub fn post(&self, post: Post) -> Result<(), Post> {
+    /// The mailbox is full (`Busy`) or closed (`Unavailable`).
+    pub fn post(&self, post: Post) -> Result<(), Refusal> {
         if self.closed.load(Ordering::Acquire) {
-            return Err(post);
+            return Err(Refusal::Unavailable { reason: "the node has shut down".into() });
         }
-        self.posts.push(post)?;
+        self.posts.push(post).map_err(|_| Refusal::Busy(BusyReason::Requests))?;
         self.wake();
         if self.is_closed() {
             // Closed in between: the core may have looked for the last time already.

@@ -1,11 +1,15 @@
-//! Reads on callers' threads: what a core lets others read of a shard while it holds a lease.
+//! Reads on callers' threads: what a core lets others read of a shard.
 //!
-//! The core publishes one [`Open`] per shard: a view of its state, the range it covers, and a shared
-//! *grant* with the time at which the lease ends. A reader takes the `Open`, *then* looks at its clock, *then* at
-//! the grant's end: before that, nobody else led when the view was taken, so it held every write that was
-//! acknowledged (see `raft/src/lease.rs`). A grant is of one term and one range epoch and is never used for
-//! another: it is extended while both last and ends for good, at once, with either. So a view that was
-//! loaded under an older term can't pass by the time of a newer one.
+//! The core publishes one [`Open`] per shard: a view of the replica's state, the range it covers, the time as of which
+//! the view is known to be, and a shared *grant* with the time at which the lease ends.
+//!
+//! - A linearizable reader takes the `Open`, *then* looks at its clock, *then* at the grant's end: before that, nobody
+//!   else led when the view was taken, so it held every write that was acknowledged (see `raft/src/lease.rs`). A grant
+//!   is of one term and one range epoch and is never used for another: it is extended while both last and ends for
+//!   good, at once, with either. So a view that was loaded under an older term can't pass by the time of a newer one.
+//! - A reader to whom a stale state is good enough compares its clock, read after the load, with the time as of which
+//!   this view is. That is the view's own and moves on only as long as no newer view is there
+//!   (`raft/src/freshness.rs` says where it comes from). Any replica has such views, without a lease, too.
 //!
 //! The core publishes before anything of its turn leaves: before writers are answered, and before anybody
 //! can make use of a vote, a TimeoutNow or a new descriptor that ends the grant.
@@ -17,7 +21,7 @@
 use arc_swap::ArcSwapOption;
 use floe_raft::{Index, Nanos, Term};
 use floe_shard::descriptor::{Descriptor, KeyRange};
-use floe_shard::request::{Answer, Query, Versioned};
+use floe_shard::request::{Answer, Consistency, Query, Versioned};
 use floe_shard::state_machine::{QueryResult, View};
 use floe_shard::{MultiRaft, Readable, ShardId};
 use std::collections::BTreeMap;
@@ -25,12 +29,32 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// When reading ends, of one shard in one term and range epoch.
+/// When linearizable reading ends, of one shard in one term and range epoch.
 struct Grant {
+    /// 0 = there is no lease, and never will be under this grant.
     term: Term,
     range_epoch: u64,
     /// By this node's clock; 0 once and for all when it has ended.
     until: AtomicU64,
+}
+
+impl Grant {
+    fn new(now: &Readable) -> Arc<Self> {
+        let until = AtomicU64::new(until(now));
+        Arc::new(Self { term: term(now), range_epoch: now.range_epoch, until })
+    }
+
+    fn is_of(&self, now: &Readable) -> bool {
+        (self.term, self.range_epoch) == (term(now), now.range_epoch)
+    }
+}
+
+fn term(now: &Readable) -> Term {
+    now.lease.map_or(0, |lease| lease.term)
+}
+
+fn until(now: &Readable) -> Nanos {
+    now.lease.map_or(0, |lease| lease.until)
 }
 
 /// A shard's state as it may be read now.
@@ -39,6 +63,8 @@ pub struct Open {
     range: KeyRange,
     /// Where the state stands.
     applied: Index,
+    /// As of when the view is, by this node's clock; 0 = that isn't known.
+    fresh_at: AtomicU64,
     view: Arc<dyn View>,
     /// Somebody has read it.
     used: AtomicBool,
@@ -48,7 +74,9 @@ pub struct Open {
 #[derive(Default)]
 struct Cell {
     open: ArcSwapOption<Open>,
-    /// Somebody found nothing to read.
+    /// Somebody found nothing to read linearizably.
+    wanted_leased: AtomicBool,
+    /// Somebody found nothing to read at all.
     wanted: AtomicBool,
 }
 
@@ -63,11 +91,15 @@ impl ReadCells {
 
     /// What may be read of a shard. The caller looks at its clock after this, and hands it to [`Open::get`] or
     /// [`Open::read`]. `None` = ask the core.
-    pub fn load(&self, shard: ShardId) -> Option<Arc<Open>> {
+    pub fn load(&self, shard: ShardId, consistency: Consistency) -> Option<Arc<Open>> {
         let cell = self.0.get(&shard)?;
         let open = cell.open.load_full();
-        if open.is_none() && !cell.wanted.load(Ordering::Relaxed) {
-            cell.wanted.store(true, Ordering::Relaxed);
+        let is_linearizable = consistency.is_linearizable();
+        if open.as_ref().is_none_or(|open| is_linearizable && open.grant.term == 0) {
+            let wanted = if is_linearizable { &cell.wanted_leased } else { &cell.wanted };
+            if !wanted.load(Ordering::Relaxed) {
+                wanted.store(true, Ordering::Relaxed);
+            }
         }
         open
     }
@@ -77,23 +109,21 @@ impl ReadCells {
         let Some(cell) = self.0.get(&shard) else { return };
         let open = cell.open.load_full();
         let Some(now) = multi.readable(shard) else { return cell.close(open) };
-        match open {
-            Some(open) if open.is_of(&now) => {
-                open.grant.until.store(now.lease.until, Ordering::SeqCst);
-                if open.applied == now.applied {
-                    return;
-                }
-                if open.used.load(Ordering::Relaxed) {
-                    return cell.publish(multi, shard, &now, open.grant.clone());
-                }
-                cell.close(Some(open));
+        let Some(open) = open else {
+            if cell.is_wanted(&now) {
+                cell.publish(multi, shard, &now, Grant::new(&now));
             }
-            open => cell.close(open),
-        }
-        if cell.wanted.swap(false, Ordering::Relaxed) {
-            let (term, range_epoch) = (now.lease.term, now.range_epoch);
-            let until = AtomicU64::new(now.lease.until);
-            cell.publish(multi, shard, &now, Arc::new(Grant { term, range_epoch, until }));
+            return;
+        };
+        let goes_on = open.grant.is_of(&now);
+        open.grant.until.store(if goes_on { until(&now) } else { 0 }, Ordering::SeqCst);
+        if goes_on && open.applied == now.applied {
+            open.fresh_at.store(now.fresh_at, Ordering::Relaxed);
+        } else if open.used.load(Ordering::Relaxed) || cell.is_wanted(&now) {
+            let grant = if goes_on { open.grant.clone() } else { Grant::new(&now) };
+            cell.publish(multi, shard, &now, grant);
+        } else {
+            cell.close(Some(open));
         }
     }
 
@@ -106,10 +136,17 @@ impl ReadCells {
 }
 
 impl Cell {
+    /// Whether somebody has looked for what could be published now.
+    fn is_wanted(&self, now: &Readable) -> bool {
+        let leased = now.lease.is_some() && self.wanted_leased.swap(false, Ordering::Relaxed);
+        self.wanted.swap(false, Ordering::Relaxed) || leased
+    }
+
     fn publish(&self, multi: &MultiRaft, shard: ShardId, now: &Readable, grant: Arc<Grant>) {
         let Some((view, range)) = multi.view(shard) else { return };
+        let (applied, fresh_at) = (now.applied, AtomicU64::new(now.fresh_at));
         let used = AtomicBool::new(false);
-        self.open.store(Some(Arc::new(Open { grant, range, applied: now.applied, view, used })));
+        self.open.store(Some(Arc::new(Open { grant, range, applied, fresh_at, view, used })));
     }
 
     fn close(&self, open: Option<Arc<Open>>) {
@@ -123,37 +160,56 @@ impl Cell {
 impl fmt::Debug for Open {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Grant { term, range_epoch, until } = &*self.grant;
-        write!(f, "state at {} of term {term}, epoch {range_epoch}, until {until:?}", self.applied)
+        let Self { applied, fresh_at, .. } = self;
+        write!(
+            f,
+            "state at {applied} as of {fresh_at:?}, of term {term}, epoch {range_epoch}, until {until:?}"
+        )
     }
 }
 
 impl Open {
-    fn is_of(&self, now: &Readable) -> bool {
-        (self.grant.term, self.grant.range_epoch) == (now.lease.term, now.range_epoch)
-    }
-
-    /// Whether it may be read at `now`, a time after it was loaded.
-    fn may_be_read(&self, range_epoch: u64, now: Nanos) -> bool {
-        let may = range_epoch == self.grant.range_epoch && now < self.grant.until.load(Ordering::SeqCst);
+    /// Whether it may be read so at `now`, a time after it was loaded.
+    fn may_be_read(&self, range_epoch: u64, consistency: Consistency, now: Nanos) -> bool {
+        let may = range_epoch == self.grant.range_epoch
+            && (now < self.grant.until.load(Ordering::SeqCst) || consistency.allows(self.age_ns(now)));
         if may && !self.used.load(Ordering::Relaxed) {
             self.used.store(true, Ordering::Relaxed);
         }
         may
     }
 
+    /// How old it is at most; `None` = nothing is known.
+    fn age_ns(&self, now: Nanos) -> Option<Nanos> {
+        let fresh_at = self.fresh_at.load(Ordering::Relaxed);
+        (fresh_at > 0).then(|| now.saturating_sub(fresh_at))
+    }
+
     /// A key's value. `now` was read from the clock after this was loaded; `None` = ask the core.
-    pub fn get(&self, range_epoch: u64, key: &[u8], now: Nanos) -> Option<Option<Versioned>> {
-        let may = self.range.contains(key) && self.may_be_read(range_epoch, now);
+    pub fn get(
+        &self,
+        range_epoch: u64,
+        key: &[u8],
+        consistency: Consistency,
+        now: Nanos,
+    ) -> Option<Option<Versioned>> {
+        let may = self.range.contains(key) && self.may_be_read(range_epoch, consistency, now);
         // What can't be read here is refused by the core, which says why.
         may.then(|| self.view.get(key).ok()).flatten()
     }
 
     /// The answer to a query. `now` was read from the clock after this was loaded; `None` = ask the core.
-    pub fn read(&self, range_epoch: u64, query: &Query, now: Nanos) -> Option<Answer> {
+    pub fn read(
+        &self,
+        range_epoch: u64,
+        query: &Query,
+        consistency: Consistency,
+        now: Nanos,
+    ) -> Option<Answer> {
         if let Query::Get { key } = query {
-            return self.get(range_epoch, key, now).map(Answer::Value);
+            return self.get(range_epoch, key, consistency, now).map(Answer::Value);
         }
-        let may = self.may_be_read(range_epoch, now);
+        let may = self.may_be_read(range_epoch, consistency, now);
         may.then(|| self.view.read(query, &self.range).ok().map(QueryResult::into_answer)).flatten()
     }
 }

@@ -152,7 +152,7 @@ impl Raft {
     /// Whether this replica leads, and `peer` has answered nothing in this term: it may not exist yet.
     pub fn is_unheard(&self, peer: ReplicaId) -> bool {
         let Role::Leader(leader) = &self.role else { return false };
-        leader.peers.iter().any(|known| known.id == peer && known.matched == 0 && known.stamp_ns == 0)
+        leader.peers.iter().any(|known| known.id == peer && known.matched == 0 && known.answered_at == 0)
     }
 
     /// The entries of the log after `after` that hold memberships, oldest first. Linear in the memberships.

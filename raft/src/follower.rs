@@ -43,13 +43,14 @@ impl Follower {
     }
 
     /// When the oldest forwarded read is given up.
-    pub(crate) fn reads_deadline(&self) -> Nanos {
-        self.forwarded.front().map_or(Nanos::MAX, |read| read.drop_at)
+    pub(crate) fn reads_deadline(&self, patience: Nanos) -> Nanos {
+        self.forwarded.front().map_or(Nanos::MAX, |read| read.asked_at.saturating_add(patience))
     }
 
     /// Gives up the reads that got no answer in time.
-    pub(crate) fn drop_overdue_reads(&mut self, now: Nanos, dropped: &mut Vec<u64>) {
-        while let Some(read) = self.forwarded.pop_front_if(|read| read.drop_at <= now) {
+    pub(crate) fn drop_overdue_reads(&mut self, now: Nanos, patience: Nanos, dropped: &mut Vec<u64>) {
+        let is_overdue = |read: &mut Forwarded| read.asked_at.saturating_add(patience) <= now;
+        while let Some(read) = self.forwarded.pop_front_if(is_overdue) {
             dropped.push(read.context);
         }
     }
@@ -119,7 +120,7 @@ impl Raft {
     /// The stamp of an answer to the leader's message that was sent at `echo_ns`; since its receipt the
     /// promise binds.
     fn follower_stamp(&self, echo_ns: Nanos) -> FollowerStamp {
-        FollowerStamp { echo_ns, promise_ns: self.promise_ns(), stamp_ns: self.now }
+        FollowerStamp { echo_ns, promise_ns: self.promise_ns(), stamp: self.freshness.stamp(self.now) }
     }
 
     /// AppendEntries (paper §5.3).
@@ -131,7 +132,11 @@ impl Raft {
         entries: Vec<Entry>,
         stamp: LeaderStamp,
     ) {
-        if self.follow(from, stamp).is_none() || self.installing.is_some() {
+        if self.follow(from, stamp).is_none() {
+            return;
+        }
+        self.note_echo(commit, stamp.echo);
+        if self.installing.is_some() {
             return;
         }
         let base = self.log.base();
@@ -251,6 +256,7 @@ impl Raft {
         if self.follow(from, stamp).is_none() {
             return;
         }
+        self.note_echo(commit, stamp.echo);
         if self.installing.is_none() {
             self.commit_to(commit.min(self.writes.durable()));
         }
@@ -271,8 +277,9 @@ impl Raft {
         let Role::Follower(follower) = &mut self.role else { return };
         let asked = follower.forwarded.iter().position(|read| read.context == context);
         if let (Some(at), true) = (asked, follower.leader == Some(from)) {
-            follower.forwarded.remove(at);
+            let read = follower.forwarded.remove(at).expect("it was just found there");
             self.outbox.reads.push(ReadState { context, index });
+            self.note_fresh(index, read.asked_at);
         }
     }
 

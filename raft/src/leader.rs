@@ -135,6 +135,7 @@ impl Leader {
     /// Gives back what it doesn't need as long as nothing is in flight.
     pub(crate) fn shrink(&mut self) {
         self.peers.iter_mut().for_each(Progress::shrink);
+        self.peers.shrink_to_fit();
         self.reads.shrink();
     }
 
@@ -152,9 +153,10 @@ impl Leader {
         })
     }
 
-    /// Sends everything that is due to everybody.
-    pub(crate) fn flush(&mut self, view: &View<'_>, outbox: &mut Outbox) {
+    /// Sends everything that is due to everybody. Answers what [`Leader::prove_stamps`] does.
+    pub(crate) fn flush(&mut self, view: &View<'_>, outbox: &mut Outbox) -> Nanos {
         self.needs_flush = false;
+        let led_at = self.prove_stamps(view);
         self.maybe_begin_read_round(view, outbox);
         for peer in &mut self.peers {
             match peer.feed {
@@ -164,6 +166,7 @@ impl Leader {
             }
         }
         self.maybe_tell_successor(view, outbox);
+        led_at
     }
 
     /// One round for everybody who waits, once an entry of this term is committed.
@@ -248,14 +251,18 @@ fn proposal_size(entry: &Entry) -> usize {
 }
 
 fn stamp_for(peer: &Progress, view: &View<'_>) -> LeaderStamp {
-    LeaderStamp { sent_at_ns: view.now, echo_ns: peer.stamp_ns }
+    LeaderStamp { sent_at_ns: view.now, echo: peer.stamps.echo }
 }
 
 fn send_heartbeat(peer: &mut Progress, read_round: u64, view: &View<'_>, outbox: &mut Outbox) {
     let commit = view.commit.min(peer.matched);
     peer.told_commit = peer.told_commit.max(commit);
     peer.sent_at = view.now;
-    outbox.send(view, peer.id, Body::Heartbeat { commit, read_round, stamp: stamp_for(peer, view) });
+    let mut stamp = stamp_for(peer, view);
+    if commit < view.commit && !planted::is(Planted::StampBesideLess) {
+        stamp.echo = 0;
+    }
+    outbox.send(view, peer.id, Body::Heartbeat { commit, read_round, stamp });
 }
 
 /// Sends entries from `peer.next` on, at most `max_bytes` of them (`None` = no entries). Returns the
@@ -348,6 +355,7 @@ impl Raft {
         }
         self.with_leader(|leader, view, outbox| {
             let round = leader.reads.pending_round();
+            leader.prove_stamps(view);
             for peer in &mut leader.peers {
                 let idle_ns = view.now.saturating_sub(peer.sent_at);
                 let is_asked = peer.read_round < round && view.membership.is_voter(peer.id);
@@ -465,9 +473,11 @@ impl Raft {
         let Role::Leader(leader) = &mut self.role else { return None };
         let peer = leader.peer(from)?;
         peer.heard_at = now;
-        let promised_until = lease::promised_until(stamp.echo_ns.min(now), stamp.promise_ns, &self.config);
+        let sent_at = stamp.echo_ns.min(now);
+        let promised_until = lease::promised_until(sent_at, stamp.promise_ns, &self.config);
         peer.promised_until = peer.promised_until.max(promised_until);
-        peer.stamp_ns = peer.stamp_ns.max(stamp.stamp_ns);
+        peer.answered_at = peer.answered_at.max(sent_at);
+        peer.stamps.take(stamp.stamp, now);
         Some(peer)
     }
 

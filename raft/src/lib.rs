@@ -41,7 +41,8 @@
 //! A group with nothing to do goes quiet and then costs nothing (`quiescence.rs`).
 //!
 //! On top of that: pipelined appends within a window (`progress.rs`; thesis §10.2.1), ReadIndex
-//! (`read_index.rs`; thesis §6.4), leader leases (`lease.rs`; thesis §6.4.1), leadership transfer
+//! (`read_index.rs`; thesis §6.4), leader leases (`lease.rs`; thesis §6.4.1), a bound on how old a replica's state is
+//! ([`Raft::fresh_at`], `freshness.rs`), leadership transfer
 //! (`Leader::maybe_tell_successor`; thesis §3.10), and handing over to a snapshot transfer that the layer above runs
 //! (`Raft::on_install_snapshot`; §7).
 //!
@@ -103,6 +104,7 @@ mod change;
 mod config;
 mod error;
 mod follower;
+mod freshness;
 mod lazy;
 mod leader;
 mod lease;

@@ -25,8 +25,9 @@ pub struct Message {
 pub struct LeaderStamp {
     /// Leader's `now` when the message was made; the follower echoes it.
     pub sent_at_ns: Nanos,
-    /// The newest stamp of the receiver's own that the leader has seen; 0 = none.
-    pub echo_ns: Nanos,
+    /// A [`FollowerStamp::stamp`] of the receiver's own; 0 = none. All that had been acknowledged when it was made
+    /// lies at or below the commit index beside it (`freshness.rs`).
+    pub echo: u64,
 }
 
 /// Stamps on everything a follower answers to a leader.
@@ -37,8 +38,8 @@ pub struct FollowerStamp {
     /// The follower's promise: for how long from its receipt of that message it helps elect nobody
     /// else. 0 = no promise (learners, and voters before their promise is durable).
     pub promise_ns: Nanos,
-    /// Follower's `now` when it answered; the leader echoes it.
-    pub stamp_ns: Nanos,
+    /// Follower's `now` when it answered, shifted by a number of its incarnation's own; the leader echoes it.
+    pub stamp: u64,
 }
 
 /// The kinds of messages.

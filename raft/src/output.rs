@@ -72,7 +72,8 @@ impl Raft {
     /// Fills `out` (cleared first) with everything that is to be done, in one batch.
     pub fn ready(&mut self, out: &mut Ready) {
         out.clear();
-        self.with_leader(|leader, view, outbox| leader.flush(view, outbox));
+        let led_at = self.with_leader(|leader, view, outbox| leader.flush(view, outbox));
+        self.note_fresh(self.commit, led_at);
         self.emit_ack();
         self.put_write(out);
         self.put_committed(out);

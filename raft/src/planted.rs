@@ -49,6 +49,17 @@ pub enum Planted {
     LeaseWithoutDrift,
     /// A lease begins before the leader's first own entry is applied (lease rule 7).
     LeaseBeforeNoop,
+    // --- freshness
+    /// A leader echoes stamps without proof that it leads (rule 1 of `freshness.rs`).
+    StampOfDeposedLeader,
+    /// A leader echoes stamps before its first own entry is committed (rule 2).
+    StampBeforeOwnCommit,
+    /// A heartbeat to a lagging follower echoes a stamp beside a lower commit index (rule 3).
+    StampBesideLess,
+    /// A stamp of an earlier incarnation counts (rule 4).
+    StampOfFormerLife,
+    /// A stamp counts before the index beside it is applied (rule 5).
+    FreshBeforeApplied,
     // --- shards
     /// A write is answered when it is in the leader's log.
     AnswerBeforeCommit,

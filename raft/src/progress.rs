@@ -8,6 +8,7 @@
 //! Invariant: `matched < next`; `matched` never falls within a term.
 
 use crate::config::Config;
+use crate::freshness::Stamps;
 use crate::types::{Index, Nanos, ReplicaId};
 use std::collections::VecDeque;
 
@@ -31,8 +32,10 @@ pub(crate) struct Progress {
     pub(crate) read_round: u64,
     /// The highest commit index that was told to it.
     pub(crate) told_commit: Index,
-    /// The newest `stamp_ns` it has sent; echoed back to it.
-    pub(crate) stamp_ns: Nanos,
+    /// The stamps it has sent, to be echoed back to it.
+    pub(crate) stamps: Stamps,
+    /// When the newest message of this term that it has answered was sent; 0 = it has answered none.
+    pub(crate) answered_at: Nanos,
     /// Until when, by our clock, it surely helps to elect nobody else; 0 = no promise (`lease.rs`).
     pub(crate) promised_until: Nanos,
     /// No snapshot transfer starts before this time (back-off after a failed one).
@@ -125,7 +128,8 @@ impl Progress {
             sent_at: 0,
             read_round: 0,
             told_commit: 0,
-            stamp_ns: 0,
+            stamps: Stamps::NONE,
+            answered_at: 0,
             promised_until: 0,
             snapshot_not_before: 0,
             full_until: None,

@@ -87,7 +87,7 @@ impl Raft {
         self.leader_heard_at = Some(heard_at);
         if let Some(leader) = self.leader() {
             // It answers nothing, so nothing is promised.
-            let stamp = FollowerStamp { stamp_ns: self.now, ..FollowerStamp::default() };
+            let stamp = FollowerStamp { stamp: self.freshness.stamp(self.now), ..FollowerStamp::default() };
             self.send(leader, Body::HeartbeatReply { read_round: 0, stamp });
         }
     }

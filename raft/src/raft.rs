@@ -8,6 +8,7 @@ use crate::candidate::Votes;
 use crate::config::Config;
 use crate::error::Refused;
 use crate::follower::Follower;
+use crate::freshness::Freshness;
 use crate::lazy::Lazy;
 use crate::leader::{Leader, View};
 use crate::lease::Promise;
@@ -95,6 +96,8 @@ pub struct Raft {
     pub(crate) quiet: bool,
     /// What this replica has promised to leaders.
     pub(crate) promise: Promise,
+    /// How old its applied state is.
+    pub(crate) freshness: Freshness,
     /// There is no room for commands: see [`Raft::set_full`].
     pub(crate) full: bool,
     /// A snapshot that was handed out and isn't in place yet. Until it is, the log doesn't change.
@@ -158,6 +161,7 @@ impl Raft {
             (snapshot.index..=last.index).contains(&applied),
             "{id}: applied {applied} outside of the log {snapshot}..={last}"
         );
+        let seed = seed ^ id.get().rotate_left(32);
         let ballot = Ballot { term: hard_state.term, vote: hard_state.vote };
         let commit = hard_state.commit.min(last.index).max(applied);
         let mut raft = Self {
@@ -172,11 +176,12 @@ impl Raft {
             applied,
             applying: applied,
             now,
-            timer: ElectionTimer::new(now, seed ^ id.get().rotate_left(32), &config),
+            timer: ElectionTimer::new(now, seed, &config),
             leader_heard_at: None,
             wedged: false,
             quiet: false,
             promise: Promise::default(),
+            freshness: Freshness::new(now, seed),
             full: false,
             installing: None,
             outbox: Lazy::default(),
@@ -201,7 +206,8 @@ impl Raft {
         match &mut self.role {
             Role::Leader(_) => self.tick_leader(),
             Role::Follower(follower) => {
-                follower.drop_overdue_reads(self.now, &mut self.outbox.reads_dropped);
+                let patience = self.config.election_timeout_max_ns;
+                follower.drop_overdue_reads(self.now, patience, &mut self.outbox.reads_dropped);
                 self.maybe_campaign();
             }
             Role::PreCandidate(_) | Role::Candidate(_) => self.maybe_campaign(),
@@ -217,7 +223,9 @@ impl Raft {
         let election = if self.may_campaign() { self.campaign_due_at() } else { Nanos::MAX };
         match &self.role {
             Role::Leader(leader) => leader.deadline(),
-            Role::Follower(follower) => election.min(follower.reads_deadline()),
+            Role::Follower(follower) => {
+                election.min(follower.reads_deadline(self.config.election_timeout_max_ns))
+            }
             Role::PreCandidate(_) | Role::Candidate(_) => election,
         }
     }
@@ -311,8 +319,7 @@ impl Raft {
                 if forwarded.len() >= self.config.peer_reads_max {
                     return Err(Refused::TooManyReads);
                 }
-                let drop_at = self.now.saturating_add(self.config.election_timeout_max_ns);
-                forwarded.push_back(Forwarded { context, drop_at });
+                forwarded.push_back(Forwarded { context, asked_at: self.now });
                 self.send(leader, Body::ReadIndex { context });
             }
             _ => return Err(Refused::NotLeader { leader: None }),
@@ -491,7 +498,7 @@ impl Raft {
             | Body::Quiesce { .. }
             | Body::InstallSnapshot { .. } => {
                 // Nothing of this leader's is answered, so nothing is promised.
-                let stamp = FollowerStamp { stamp_ns: self.now, ..FollowerStamp::default() };
+                let stamp = FollowerStamp::default();
                 self.send(message.from, Body::HeartbeatReply { read_round: 0, stamp });
             }
             _ => {}

@@ -115,6 +115,6 @@ impl Reads {
 pub(crate) struct Forwarded {
     /// The caller's number.
     pub(crate) context: u64,
-    /// When it is given up.
-    pub(crate) drop_at: Nanos,
+    /// When it was asked; it is given up an upper election timeout later.
+    pub(crate) asked_at: Nanos,
 }

@@ -182,9 +182,9 @@ impl Victim {
     }
 
     fn body(&self, random: &mut Random) -> Body {
-        let stamp = LeaderStamp { sent_at_ns: random.next(), echo_ns: random.next() };
+        let stamp = LeaderStamp { sent_at_ns: random.next(), echo: random.next() };
         let answer =
-            FollowerStamp { echo_ns: random.next(), promise_ns: random.next(), stamp_ns: random.next() };
+            FollowerStamp { echo_ns: random.next(), promise_ns: random.next(), stamp: random.next() };
         let granted = !random.one_in(3);
         let read_round = near(random, &[0, 3]);
         let context = random.below(4);

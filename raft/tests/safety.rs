@@ -416,7 +416,13 @@ fn planted_bugs_are_found() {
         println!("{bug:?} is found by seed {found:?}");
         assert!(found.is_some(), "{bug:?} is not found");
     }
-    for bug in [Planted::VoteNotPersisted, Planted::OldTermCommitCounted] {
+    for bug in [
+        Planted::VoteNotPersisted,
+        Planted::OldTermCommitCounted,
+        Planted::StampBeforeOwnCommit,
+        Planted::StampBesideLess,
+        Planted::FreshBeforeApplied,
+    ] {
         plant(Some(bug));
         let fails = |seed: &u64| {
             std::panic::catch_unwind(|| run(*seed, 3 + 2 * (*seed as usize % 2), None, 4000)).is_err()

@@ -74,7 +74,9 @@ impl Script {
             "compact" | "snapshot" | "snapshot-lost" | "snapshot-delivered" | "unreachable" => {
                 self.log_upkeep(command, words)
             }
-            "status" | "members" | "log" | "progress" | "deadline" | "lease" => self.look(command, words),
+            "status" | "members" | "log" | "progress" | "deadline" | "lease" | "fresh" => {
+                self.look(command, words)
+            }
             _ => panic!("unknown command {command}"),
         }
     }
@@ -291,6 +293,13 @@ impl Script {
         }
     }
 
+    fn describe_freshness(&self, node: usize) -> String {
+        match self.cluster.node(node).raft().fresh_at() {
+            0 => format!("r{node} may be of any age"),
+            at => format!("r{node} is as of {}ms", at / MS),
+        }
+    }
+
     fn look(&mut self, command: &str, words: Words) {
         let all: Vec<usize> = (1..=self.cluster.nodes.len()).collect();
         let nodes = words.first().map_or(all, |word| vec![number(word)]);
@@ -327,6 +336,7 @@ impl Script {
                     at => format!("r{node} in {}ms", (at - self.cluster.now.min(at)) / MS),
                 }],
                 "lease" => vec![self.describe_lease(node)],
+                "fresh" => vec![self.describe_freshness(node)],
                 _ => status
                     .peers
                     .iter()
@@ -412,10 +422,11 @@ fn every_script_gives_its_golden_output() {
     assert!(paths.len() >= 60 || only.is_some(), "only {} scripts", paths.len());
 }
 
-/// Each rule of leases is guarded by a script that fails when the rule is taken out.
+/// Each rule of leases, and of how fresh a state is, is guarded by a script that fails when the rule is taken out.
+/// (Stamps of a former incarnation, too: `freshness.rs`.)
 #[cfg(feature = "planted")]
 #[test]
-fn scripts_find_each_lease_rule_missing() {
+fn scripts_find_each_rule_of_reading_by_the_clock_missing() {
     use floe_raft::{Planted, plant};
     for (bug, script) in [
         (Planted::LeaseWithoutDrift, "lease"),
@@ -424,6 +435,10 @@ fn scripts_find_each_lease_rule_missing() {
         (Planted::PromiseBroken, "promise_binds_whatever_the_term"),
         (Planted::LeaseOutlivesTransfer, "lease_ends_with_transfer"),
         (Planted::PromiseForgotten, "promise_survives_restart"),
+        (Planted::StampOfDeposedLeader, "freshness_by_a_deposed_leader"),
+        (Planted::StampBeforeOwnCommit, "freshness_before_an_own_commit"),
+        (Planted::StampBesideLess, "freshness_of_a_lagging_follower"),
+        (Planted::FreshBeforeApplied, "freshness_of_a_slow_follower"),
     ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("testscripts/{script}.txt"));
         plant(Some(bug));

@@ -4,7 +4,7 @@
 //! A leader proves its index by a round of heartbeats; a follower or learner asks its leader for one, which
 //! the leader proves in the same way. Without an answer within an election timeout the reads are turned away.
 
-use crate::request::{Query, RequestId};
+use crate::request::{Consistency, Query, RequestId};
 use floe_raft::{Index, Nanos, Raft};
 use std::collections::VecDeque;
 
@@ -14,6 +14,7 @@ pub(crate) struct PendingRead {
     pub(crate) query: Query,
     /// By which the caller chose the shard; checked again when it is served.
     pub(crate) range_epoch: u64,
+    pub(crate) consistency: Consistency,
 }
 
 /// What is known of a round.

@@ -3,6 +3,8 @@
 use crate::descriptor::Descriptor;
 use crate::ids::{NodeId, ShardId};
 use bytes::Bytes;
+use floe_raft::Nanos;
+use std::time::Duration;
 
 /// Names one request in flight at one core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -10,19 +12,33 @@ pub struct RequestId(pub u64);
 
 /// How fresh a read must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[repr(u8)]
 pub enum Consistency {
     /// Sees every write that was acknowledged before the read began. The default.
     #[default]
-    Linearizable = 0,
-    /// Whatever the replica on this node has applied; may be arbitrarily old.
-    Stale = 1,
+    Linearizable,
     /// As `Linearizable`, but read from the replica on this node: a follower or learner asks the leader only how far
     /// it must have applied, once for all reads of a turn, waits until it has, and reads its own state.
-    LinearizableLocal = 2,
+    LinearizableLocal,
+    /// From the replica on this node, without asking anybody if it can: sees every write that was acknowledged `max`
+    /// before the read began, and may miss later ones. A replica that doesn't know that it is fresh enough asks the
+    /// leader, as for `LinearizableLocal`; without an answer within an election timeout the read is refused as
+    /// [`Refusal::TooStale`]. [`Consistency::ANY_AGE`] takes whatever there is.
+    Stale {
+        /// How old what is read may be.
+        max: Duration,
+    },
 }
 
 impl Consistency {
+    /// Whatever the replica on this node has applied, however old.
+    pub const ANY_AGE: Self = Self::Stale { max: Duration::MAX };
+
+    /// Whether a state suffices that is known to be at most so old; `None` = nothing is known.
+    pub fn allows(self, age_ns: Option<Nanos>) -> bool {
+        let Self::Stale { max } = self else { return false };
+        max == Duration::MAX || age_ns.is_some_and(|age| Duration::from_nanos(age) <= max)
+    }
+
     /// Whether such a read sees every write that was acknowledged before it began.
     pub const fn is_linearizable(self) -> bool {
         matches!(self, Self::Linearizable | Self::LinearizableLocal)
@@ -276,6 +292,11 @@ pub enum Refusal {
         /// That node.
         node: NodeId,
     },
+    /// The replica may be older than the read allows, and no leader told it more.
+    TooStale {
+        /// How old it is at most; `None` = nothing is known.
+        age: Option<Duration>,
+    },
     /// The change isn't one that the shard's members can make now.
     BadChange {
         /// What is wrong with it.
@@ -326,7 +347,7 @@ mod tests {
     fn scan(reverse: bool) -> Request {
         let (start, end) = (Bytes::from_static(b"b"), Bytes::from_static(b"f"));
         let query = Query::Scan { start, end, limit: 0, bytes_max: 0, reverse };
-        Request::Read { shard: ShardId(1), range_epoch: 1, query, consistency: Consistency::Stale }
+        Request::Read { shard: ShardId(1), range_epoch: 1, query, consistency: Consistency::ANY_AGE }
     }
 
     fn rows(keys: &[&'static str], more: bool) -> Answer {

@@ -11,6 +11,7 @@ use crate::shard_map::is_newer;
 use crate::state_machine::{BadPayload, Job};
 use bytes::Bytes;
 use floe_raft::{EntryKind, Nanos, Planted, Refused, is_planted};
+use std::time::Duration;
 
 impl MultiRaft {
     /// Takes a request. The answer follows in [`crate::Output::answers`].
@@ -41,7 +42,7 @@ impl MultiRaft {
                 }
             }
             Request::Read { range_epoch, query, consistency, .. } => {
-                self.submit_read(slot, PendingRead { id, query, range_epoch }, consistency)?;
+                self.submit_read(slot, PendingRead { id, query, range_epoch, consistency })?;
             }
             Request::TransferLeadership { to, .. } => self.hand_over(slot, id, to)?,
             Request::ChangeMembers { changes, force, .. } => {
@@ -107,14 +108,9 @@ impl MultiRaft {
         Ok(())
     }
 
-    fn submit_read(
-        &mut self,
-        slot: usize,
-        read: PendingRead,
-        consistency: Consistency,
-    ) -> Result<(), Answer> {
+    fn submit_read(&mut self, slot: usize, read: PendingRead) -> Result<(), Answer> {
         let replica = &mut self.replicas[slot];
-        if consistency == Consistency::Stale {
+        if read.consistency.allows(replica.age_ns(self.now)) {
             match replica.serve(&read.query, read.range_epoch) {
                 Served::Now(answer) => {
                     self.stats.reads += 1;
@@ -124,13 +120,12 @@ impl MultiRaft {
             }
             return Ok(());
         }
-        let leader = replica.raft.leader();
-        let may_ask = match consistency {
-            Consistency::LinearizableLocal => leader.is_some(),
-            _ => replica.raft.is_leader(),
+        let may_ask = match read.consistency {
+            Consistency::Linearizable => replica.raft.is_leader(),
+            Consistency::LinearizableLocal | Consistency::Stale { .. } => replica.raft.leader().is_some(),
         };
         if !may_ask {
-            return Err(Answer::Refused(replica.not_leader(leader)));
+            return Err(Answer::Refused(replica.read_refusal(read.consistency, self.now)));
         }
         replica.check_read(&read.query, read.range_epoch).map_err(Answer::Refused)?;
         replica.reads.push(read);
@@ -222,6 +217,22 @@ impl Replica {
             }
             Refused::Change(_) | Refused::LosesQuorum => Refusal::BadChange { reason: why.to_string() },
             why => Refusal::Unavailable { reason: why.to_string() },
+        }
+    }
+
+    /// How old the applied state is at most; `None` = nothing is known.
+    fn age_ns(&self, now: Nanos) -> Option<Nanos> {
+        let fresh_at = if self.raft.lease().is_some() { now } else { self.raft.fresh_at() };
+        (fresh_at > 0).then(|| now.saturating_sub(fresh_at))
+    }
+
+    /// Why a read can't be served that nobody gave an index for.
+    pub(crate) fn read_refusal(&self, consistency: Consistency, now: Nanos) -> Refusal {
+        match consistency {
+            Consistency::Stale { .. } => {
+                Refusal::TooStale { age: self.age_ns(now).map(Duration::from_nanos) }
+            }
+            Consistency::Linearizable | Consistency::LinearizableLocal => self.not_leader(self.raft.leader()),
         }
     }
 

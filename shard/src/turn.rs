@@ -212,7 +212,7 @@ impl MultiRaft {
 
     /// Serves the reads whose round is confirmed and applied, and turns away those whose round was dropped.
     pub(crate) fn answer_reads(&mut self, slot: usize, ready: &Ready, out: &mut Output) {
-        let Self { replicas, callers, stats, jobs, outbox, .. } = self;
+        let Self { replicas, callers, stats, jobs, outbox, now, .. } = self;
         let replica = &mut replicas[slot];
         for read in &ready.reads {
             replica.reads.confirm(read.context, read.index);
@@ -228,7 +228,7 @@ impl MultiRaft {
             let served = if may_serve {
                 replica.serve(&read.query, read.range_epoch)
             } else {
-                Served::Now(Answer::Refused(replica.not_leader(replica.raft.leader())))
+                Served::Now(Answer::Refused(replica.read_refusal(read.consistency, *now)))
             };
             match served {
                 Served::Now(answer) => {

@@ -12,6 +12,7 @@ use floe_shard::request::{
 };
 use floe_shard::{Epoch, NodeId, ShardId};
 use rkyv::rend::u64_le;
+use std::time::Duration;
 
 type Result<T> = std::result::Result<T, CodecError>;
 
@@ -274,7 +275,7 @@ impl<'a> Columns<'a> {
                 shard: ShardId(shard.to_native()),
                 range_epoch: range_epoch.to_native(),
                 query: Query::Get { key: self.payload()? },
-                consistency: consistency_of(*consistency)?,
+                consistency: consistency_of(consistency),
             },
             Row::Scan { shard, range_epoch, consistency, limit, bytes_max, reverse } => Request::Read {
                 shard: ShardId(shard.to_native()),
@@ -286,7 +287,7 @@ impl<'a> Columns<'a> {
                     bytes_max: bytes_max.to_native(),
                     reverse: *reverse,
                 },
-                consistency: consistency_of(*consistency)?,
+                consistency: consistency_of(consistency),
             },
             Row::TransferLeadership { shard, to } => {
                 Request::TransferLeadership { shard: ShardId(shard.to_native()), to: NodeId(to.to_native()) }
@@ -345,6 +346,7 @@ impl<'a> Columns<'a> {
             Row::Overwritten => Refusal::Overwritten,
             Row::DeadlinePassed => Refusal::DeadlinePassed,
             Row::Unavailable => Refusal::Unavailable { reason: self.text()? },
+            Row::TooStale { age_ns } => Refusal::TooStale { age: age_of(age_ns.to_native()) },
             Row::BadChange => Refusal::BadChange { reason: self.text()? },
             Row::NotAMember { node } => Refusal::NotAMember { node: NodeId(node.to_native()) },
         };
@@ -405,24 +407,31 @@ fn mark(mark: &ArchivedWireMark) -> Mark {
 }
 
 fn leader_stamp(stamp: &ArchivedWireLeaderStamp) -> LeaderStamp {
-    LeaderStamp { sent_at_ns: stamp.sent_at_ns.to_native(), echo_ns: stamp.echo_ns.to_native() }
+    LeaderStamp { sent_at_ns: stamp.sent_at_ns.to_native(), echo: stamp.echo.to_native() }
 }
 
 fn follower_stamp(stamp: &ArchivedWireFollowerStamp) -> FollowerStamp {
     FollowerStamp {
         echo_ns: stamp.echo_ns.to_native(),
         promise_ns: stamp.promise_ns.to_native(),
-        stamp_ns: stamp.stamp_ns.to_native(),
+        stamp: stamp.stamp.to_native(),
     }
 }
 
-fn consistency_of(number: u8) -> Result<Consistency> {
-    match number {
-        0 => Ok(Consistency::Linearizable),
-        1 => Ok(Consistency::Stale),
-        2 => Ok(Consistency::LinearizableLocal),
-        _ => Err(unknown("consistency", number)),
+fn consistency_of(consistency: &ArchivedWireConsistency) -> Consistency {
+    match consistency {
+        ArchivedWireConsistency::Linearizable => Consistency::Linearizable,
+        ArchivedWireConsistency::LinearizableLocal => Consistency::LinearizableLocal,
+        ArchivedWireConsistency::Stale { max_ns } => {
+            let max = age_of(max_ns.to_native()).unwrap_or(Duration::MAX);
+            Consistency::Stale { max }
+        }
     }
+}
+
+/// `u64::MAX` stands for none.
+fn age_of(ns: u64) -> Option<Duration> {
+    (ns < u64::MAX).then(|| Duration::from_nanos(ns))
 }
 
 fn busy_reason(number: u8) -> Result<BusyReason> {
@@ -450,15 +459,8 @@ fn unknown_reason(number: u8) -> Result<UnknownReason> {
 }
 
 fn beat(wire: &ArchivedWireBeat) -> Result<Beat> {
-    let columns = [
-        &wire.from,
-        &wire.to,
-        &wire.terms,
-        &wire.commits,
-        &wire.read_rounds,
-        &wire.sent_at_ns,
-        &wire.echo_ns,
-    ];
+    let columns =
+        [&wire.from, &wire.to, &wire.terms, &wire.commits, &wire.read_rounds, &wire.sent_at_ns, &wire.echoes];
     let rows = wire.shards.len();
     if columns.iter().any(|column| column.len() != rows) {
         return Err(CodecError::Inconsistent("columns of a beat differ in length"));
@@ -474,7 +476,7 @@ fn beat(wire: &ArchivedWireBeat) -> Result<Beat> {
             read_round: wire.read_rounds[at].to_native(),
             stamp: LeaderStamp {
                 sent_at_ns: wire.sent_at_ns[at].to_native(),
-                echo_ns: wire.echo_ns[at].to_native(),
+                echo: wire.echoes[at].to_native(),
             },
         });
     }
@@ -500,15 +502,8 @@ fn quiet(wire: &ArchivedWireQuiet) -> Result<Vec<GroupQuiet>> {
 }
 
 fn beat_reply(wire: &ArchivedWireBeatReply) -> Result<BeatReply> {
-    let columns = [
-        &wire.from,
-        &wire.to,
-        &wire.terms,
-        &wire.read_rounds,
-        &wire.echo_ns,
-        &wire.promise_ns,
-        &wire.stamp_ns,
-    ];
+    let columns =
+        [&wire.from, &wire.to, &wire.terms, &wire.read_rounds, &wire.echo_ns, &wire.promise_ns, &wire.stamps];
     let rows = wire.shards.len();
     if columns.iter().any(|column| column.len() != rows) {
         return Err(CodecError::Inconsistent("columns of a beat's answer differ in length"));
@@ -524,7 +519,7 @@ fn beat_reply(wire: &ArchivedWireBeatReply) -> Result<BeatReply> {
             stamp: FollowerStamp {
                 echo_ns: wire.echo_ns[at].to_native(),
                 promise_ns: wire.promise_ns[at].to_native(),
-                stamp_ns: wire.stamp_ns[at].to_native(),
+                stamp: wire.stamps[at].to_native(),
             },
         });
     }

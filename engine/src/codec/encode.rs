@@ -8,8 +8,9 @@ use floe_raft::{Body, Entry, FollowerStamp, LeaderStamp, Mark, Membership, Messa
 use floe_shard::ShardId;
 use floe_shard::descriptor::Descriptor;
 use floe_shard::peer::{Beat, BeatReply, GroupQuiet, PeerBatch, PeerMessage};
-use floe_shard::request::{Answer, Query, Refusal, Request};
+use floe_shard::request::{Answer, Consistency, Query, Refusal, Request};
 use std::ops::Range;
+use std::time::Duration;
 
 /// Encodes a batch. Normally one frame; a batch over [`FRAME_BYTES_MAX`] becomes several, back to back, in
 /// order. A single message over that bound can't be sent: it is left out and reported in the log.
@@ -297,7 +298,8 @@ impl<'a> Gather<'a> {
                 WireRequest::Write { shard: shard.0 }
             }
             Request::Read { shard, range_epoch, query, consistency } => {
-                let (shard, range_epoch, consistency) = (shard.0, *range_epoch, *consistency as u8);
+                let (shard, range_epoch, consistency) =
+                    (shard.0, *range_epoch, wire_consistency(*consistency));
                 match query {
                     Query::Get { key } => {
                         self.shared(key);
@@ -373,6 +375,9 @@ impl<'a> Gather<'a> {
                 WireAnswer::Unavailable
             }
             Refusal::NotAMember { node } => WireAnswer::NotAMember { node: node.0 },
+            Refusal::TooStale { age } => {
+                WireAnswer::TooStale { age_ns: age.map_or(u64::MAX, narrow_duration) }
+            }
             Refusal::BadChange { reason } => {
                 self.text(reason);
                 WireAnswer::BadChange
@@ -481,12 +486,26 @@ fn wire_mark(mark: Mark) -> WireMark {
     WireMark { term: mark.term, index: mark.index }
 }
 
+fn wire_consistency(consistency: Consistency) -> WireConsistency {
+    match consistency {
+        Consistency::Linearizable => WireConsistency::Linearizable,
+        Consistency::LinearizableLocal => WireConsistency::LinearizableLocal,
+        Consistency::ANY_AGE => WireConsistency::Stale { max_ns: u64::MAX },
+        Consistency::Stale { max } => WireConsistency::Stale { max_ns: narrow_duration(max) },
+    }
+}
+
+/// In nanoseconds; longer than 584 years is cut to that, since `u64::MAX` has a meaning of its own.
+fn narrow_duration(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).map_or(u64::MAX - 1, |ns| ns.min(u64::MAX - 1))
+}
+
 fn leader_stamp(stamp: LeaderStamp) -> WireLeaderStamp {
-    WireLeaderStamp { sent_at_ns: stamp.sent_at_ns, echo_ns: stamp.echo_ns }
+    WireLeaderStamp { sent_at_ns: stamp.sent_at_ns, echo: stamp.echo }
 }
 
 fn follower_stamp(stamp: FollowerStamp) -> WireFollowerStamp {
-    WireFollowerStamp { echo_ns: stamp.echo_ns, promise_ns: stamp.promise_ns, stamp_ns: stamp.stamp_ns }
+    WireFollowerStamp { echo_ns: stamp.echo_ns, promise_ns: stamp.promise_ns, stamp: stamp.stamp }
 }
 
 fn wire_beat(beat: &Beat) -> WireBeat {
@@ -500,7 +519,7 @@ fn wire_beat(beat: &Beat) -> WireBeat {
         commits: rows.iter().map(|row| row.commit).collect(),
         read_rounds: rows.iter().map(|row| row.read_round).collect(),
         sent_at_ns: rows.iter().map(|row| row.stamp.sent_at_ns).collect(),
-        echo_ns: rows.iter().map(|row| row.stamp.echo_ns).collect(),
+        echoes: rows.iter().map(|row| row.stamp.echo).collect(),
         quiet: wire_quiet(&beat.quiet),
     }
 }
@@ -527,6 +546,6 @@ fn wire_beat_reply(reply: &BeatReply) -> WireBeatReply {
         read_rounds: rows.iter().map(|row| row.read_round).collect(),
         echo_ns: rows.iter().map(|row| row.stamp.echo_ns).collect(),
         promise_ns: rows.iter().map(|row| row.stamp.promise_ns).collect(),
-        stamp_ns: rows.iter().map(|row| row.stamp.stamp_ns).collect(),
+        stamps: rows.iter().map(|row| row.stamp.stamp).collect(),
     }
 }

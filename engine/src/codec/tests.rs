@@ -10,6 +10,7 @@ use floe_shard::request::{
 };
 use floe_shard::{Epoch, NodeId, ShardId};
 use rkyv::util::AlignedVec;
+use std::time::Duration;
 
 /// xorshift64*: small, and the same everywhere.
 struct Prng(u64);
@@ -63,10 +64,10 @@ impl Prng {
         Epoch { range: self.number(), membership: self.number() }
     }
     fn leader_stamp(&mut self) -> LeaderStamp {
-        LeaderStamp { sent_at_ns: self.number(), echo_ns: self.number() }
+        LeaderStamp { sent_at_ns: self.number(), echo: self.number() }
     }
     fn follower_stamp(&mut self) -> FollowerStamp {
-        FollowerStamp { echo_ns: self.number(), promise_ns: self.number(), stamp_ns: self.number() }
+        FollowerStamp { echo_ns: self.number(), promise_ns: self.number(), stamp: self.number() }
     }
     fn ids(&mut self) -> Vec<ReplicaId> {
         (0..self.below(4)).map(|_| self.id()).collect()
@@ -124,8 +125,12 @@ impl Prng {
     }
 
     fn request(&mut self) -> Request {
-        let consistency = [Consistency::Linearizable, Consistency::Stale, Consistency::LinearizableLocal]
-            [self.below(3) as usize];
+        let consistency = match self.below(4) {
+            0 => Consistency::Linearizable,
+            1 => Consistency::LinearizableLocal,
+            2 => Consistency::ANY_AGE,
+            _ => Consistency::Stale { max: Duration::from_nanos(self.number().min(u64::MAX - 1)) },
+        };
         let (shard, range_epoch) = (self.shard(), self.number());
         match self.below(5) {
             0 => Request::Write { shard, command: self.bytes() },
@@ -180,7 +185,7 @@ impl Prng {
     }
 
     fn answer(&mut self) -> Answer {
-        let refusal = match self.below(19) {
+        let refusal = match self.below(21) {
             0 => return Answer::Written { version: self.number() },
             1 => return Answer::ConditionFailed { condition: self.next() as u32 },
             2 => return Answer::Value(None),
@@ -220,6 +225,8 @@ impl Prng {
             15 => Refusal::DeadlinePassed,
             16 => Refusal::Unavailable { reason: self.text() },
             17 => Refusal::BadChange { reason: self.text() },
+            18 => Refusal::TooStale { age: None },
+            19 => Refusal::TooStale { age: Some(Duration::from_nanos(self.number().min(u64::MAX - 1))) },
             _ => Refusal::NotAMember { node: self.node() },
         };
         Answer::Refused(refusal)

@@ -41,7 +41,7 @@ pub(super) struct WireBeat {
     pub(super) commits: Vec<u64>,
     pub(super) read_rounds: Vec<u64>,
     pub(super) sent_at_ns: Vec<u64>,
-    pub(super) echo_ns: Vec<u64>,
+    pub(super) echoes: Vec<u64>,
     pub(super) quiet: WireQuiet,
 }
 
@@ -67,7 +67,7 @@ pub(super) struct WireBeatReply {
     pub(super) read_rounds: Vec<u64>,
     pub(super) echo_ns: Vec<u64>,
     pub(super) promise_ns: Vec<u64>,
-    pub(super) stamp_ns: Vec<u64>,
+    pub(super) stamps: Vec<u64>,
 }
 
 #[derive(Archive, Serialize, Clone, Copy)]
@@ -79,14 +79,14 @@ pub(super) struct WireMark {
 #[derive(Archive, Serialize, Clone, Copy)]
 pub(super) struct WireLeaderStamp {
     pub(super) sent_at_ns: u64,
-    pub(super) echo_ns: u64,
+    pub(super) echo: u64,
 }
 
 #[derive(Archive, Serialize, Clone, Copy)]
 pub(super) struct WireFollowerStamp {
     pub(super) echo_ns: u64,
     pub(super) promise_ns: u64,
-    pub(super) stamp_ns: u64,
+    pub(super) stamp: u64,
 }
 
 /// Sender, receiver and group of a message.
@@ -177,6 +177,16 @@ pub(super) enum WireBody {
 }
 
 #[derive(Archive, Serialize)]
+pub(super) enum WireConsistency {
+    Linearizable,
+    LinearizableLocal,
+    /// `u64::MAX` = of any age.
+    Stale {
+        max_ns: u64,
+    },
+}
+
+#[derive(Archive, Serialize)]
 pub(super) enum WireRequest {
     Write {
         shard: u64,
@@ -184,12 +194,12 @@ pub(super) enum WireRequest {
     Get {
         shard: u64,
         range_epoch: u64,
-        consistency: u8,
+        consistency: WireConsistency,
     },
     Scan {
         shard: u64,
         range_epoch: u64,
-        consistency: u8,
+        consistency: WireConsistency,
         limit: u32,
         bytes_max: u32,
         reverse: bool,
@@ -250,6 +260,10 @@ pub(super) enum WireAnswer {
         reason: u8,
     },
     BadChange,
+    /// `u64::MAX` = nothing is known.
+    TooStale {
+        age_ns: u64,
+    },
 }
 
 /// Takes two payloads (start and end of the range) and `places` replicas.
@@ -284,7 +298,8 @@ pin! {
     ArchivedWireRoute = 24, 8;
     ArchivedWireMessage = 120, 8;
     ArchivedWireBody = 64, 8;
-    ArchivedWireRequest = 40, 8;
+    ArchivedWireConsistency = 16, 8;
+    ArchivedWireRequest = 56, 8;
     ArchivedWireAnswer = 48, 8;
     ArchivedWireDescriptor = 40, 8;
 }

@@ -90,7 +90,7 @@ mod tests {
 
     fn read() -> Request {
         let query = Query::Get { key: Bytes::new() };
-        Request::Read { shard: ShardId(1), range_epoch: 1, query, consistency: Consistency::Stale }
+        Request::Read { shard: ShardId(1), range_epoch: 1, query, consistency: Consistency::ANY_AGE }
     }
 
     #[test]

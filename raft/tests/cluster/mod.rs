@@ -77,6 +77,8 @@ pub struct Cluster {
     pub trace_messages: bool,
     /// Everything known to be committed, with the term in which that was first seen.
     pub truth: BTreeMap<Index, (Entry, Term)>,
+    /// When the last index of `truth` rose, and to what.
+    pub truth_rose: Vec<(Nanos, Index)>,
     pub leaders: BTreeMap<Term, ReplicaId>,
     ready: Ready,
 }
@@ -109,6 +111,7 @@ impl Cluster {
             trace: Vec::new(),
             trace_messages: true,
             truth: BTreeMap::new(),
+            truth_rose: Vec::new(),
             leaders: BTreeMap::new(),
             ready: Ready::default(),
         };
@@ -181,8 +184,12 @@ impl Cluster {
 
     /// What a node's clock reads.
     pub fn local(&self, number: usize) -> Nanos {
-        let fast = i128::from(self.now) * i128::from(self.drift_ppm[number - 1]) / 1_000_000;
-        u64::try_from(i128::from(self.now) + fast).expect("clocks don't run backwards")
+        self.local_of(number, self.now)
+    }
+
+    fn local_of(&self, number: usize, now: Nanos) -> Nanos {
+        let fast = i128::from(now) * i128::from(self.drift_ppm[number - 1]) / 1_000_000;
+        u64::try_from(i128::from(now) + fast).expect("clocks don't run backwards")
     }
 
     /// Replaces a node's log, before anything has happened.
@@ -202,7 +209,7 @@ impl Cluster {
         let now = self.local(number);
         let result = self.nodes[number - 1].raft.as_mut().map(|raft| act(raft, now));
         self.process(number);
-        self.check_leases();
+        self.check_reads_by_clock();
         result
     }
 
@@ -257,7 +264,7 @@ impl Cluster {
         }
         write.after.into_iter().for_each(|message| self.post(message));
         self.process(number);
-        self.check_leases();
+        self.check_reads_by_clock();
     }
 
     /// Applies everything that was handed out.
@@ -412,6 +419,24 @@ impl Cluster {
         }
     }
 
+    /// What a replica may read by what its clock says.
+    fn check_reads_by_clock(&self) {
+        self.check_leases();
+        self.check_freshness();
+    }
+
+    /// A state that is said to be as of some time holds all that was committed anywhere before.
+    fn check_freshness(&self) {
+        for (at, node) in self.nodes.iter().enumerate() {
+            let Some(raft) = &node.raft else { continue };
+            let (fresh_at, applied) = (raft.fresh_at(), raft.applied_index());
+            let before = self.truth_rose.partition_point(|(rose, _)| self.local_of(at + 1, *rose) < fresh_at);
+            let floor = self.truth_rose[..before].last().map_or(0, |(_, index)| *index);
+            let id = node.id;
+            assert!(applied >= floor, "{id} at {applied} is as of {fresh_at}, when {floor} was committed");
+        }
+    }
+
     /// Who holds a lease by its own clock reads what is newest: nobody was elected after it, and nobody was
     /// told of anything that it hasn't applied.
     pub fn check_leases(&self) {
@@ -432,6 +457,9 @@ impl Cluster {
 
     fn check_committed(&mut self, number: usize, entry: &Entry) {
         let term = self.nodes[number - 1].raft().term();
+        if self.truth.keys().last().is_none_or(|last| *last < entry.mark.index) {
+            self.truth_rose.push((self.now, entry.mark.index));
+        }
         let (known, _) = self.truth.entry(entry.mark.index).or_insert_with(|| (entry.clone(), term));
         assert!(known == entry, "State Machine Safety: r{number} applies {entry:?}, another {known:?}");
     }

@@ -60,7 +60,7 @@ fn puts_gets_and_scans_round_trip() {
     cluster.run(100);
     cluster.assert_equal_states(S1);
     for node in others(leader) {
-        let stale = cluster.ask(node, get(S1, b"b", Consistency::Stale));
+        let stale = cluster.ask(node, get(S1, b"b", Consistency::ANY_AGE));
         assert_eq!(value_of(&stale), Some(&b"2"[..]));
         let hint = Some(cluster.nodes[leader].addr.node);
         assert_eq!(cluster.get(node, S1, b"b"), Answer::Refused(Refusal::NotLeader { leader: hint }));

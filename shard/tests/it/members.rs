@@ -65,7 +65,7 @@ fn a_learner_gets_a_dump_and_is_promoted() {
     assert_eq!(id.get(), 4, "the next id of the descriptor");
     cluster.run(50);
     assert!(cluster.nodes[SPARE].multi.stats().installs == 1, "its first state is a dump");
-    let stale = cluster.ask(SPARE, get(S1, b"k7", Consistency::Stale));
+    let stale = cluster.ask(SPARE, get(S1, b"k7", Consistency::ANY_AGE));
     assert!(value_of(&stale).is_some());
     assert_eq!(change(&mut cluster, &[seat(SPARE, Seat::Voter)]), Answer::Done);
     await_caught_up(&mut cluster, SPARE);

@@ -68,7 +68,7 @@ fn a_write_or_a_linearizable_read_wakes_its_group_and_no_other() {
         assert!(matches!(cluster.get(leader, shard, key), Answer::Value(Some(_))));
         assert!(cluster.now - begun < 20 * MS, "woken within {} ns", cluster.now - begun);
         assert_eq!(quiet_replicas(&cluster), 33, "a read is activity");
-        let stale = crate::cluster::get(shard, key, Consistency::Stale);
+        let stale = crate::cluster::get(shard, key, Consistency::ANY_AGE);
         cluster.run_until("quiet again", |cluster| quiet_replicas(cluster) == 36);
         assert!(matches!(cluster.ask(leader, stale), Answer::Value(Some(_))));
         cluster.run(5);

@@ -3,6 +3,7 @@
 use crate::cluster::{Cluster, MS, get, value_of};
 use crate::{S1, fill, one_shard, others};
 use floe_shard::*;
+use std::time::Duration;
 
 const LOCAL: Consistency = Consistency::LinearizableLocal;
 
@@ -128,4 +129,101 @@ fn a_local_read_wakes_its_quiet_group_and_raises_no_term() {
     assert!(cluster.now - began <= 10 * MS, "{} ns for two rounds", cluster.now - began);
     cluster.run_until("quiet again", quiet);
     assert_eq!(cluster.nodes[leader].multi.status(S1).unwrap().term, term);
+}
+
+fn stale(ms: u64) -> Consistency {
+    Consistency::Stale { max: Duration::from_millis(ms) }
+}
+
+#[test]
+fn a_follower_serves_what_is_fresh_enough_at_once_and_without_a_word() {
+    let mut cluster = one_shard();
+    let leader = cluster.await_leader(S1);
+    cluster.put(leader, S1, b"a", b"1");
+    cluster.run(200);
+    for node in 0..3 {
+        for _ in 0..200 {
+            cluster.turn();
+            let id = cluster.submit(node, get(S1, b"a", stale(100)));
+            let answer = cluster.nodes[node].answers.remove(&id);
+            assert_eq!(value_of(&answer.expect("at once")), Some(&b"1"[..]), "node {node}");
+        }
+        assert_eq!(cluster.nodes[node].multi.stats().read_rounds, 0);
+    }
+}
+
+#[test]
+fn a_stale_read_never_misses_what_was_acknowledged_longer_ago_than_its_bound() {
+    const BOUND_MS: u64 = 40;
+    let mut cluster = one_shard();
+    let leader = cluster.await_leader(S1);
+    let lags = others(leader)[0];
+    cluster.slow_disks.insert(lags, 90 * MS);
+    let mut acknowledged = Vec::new();
+    for round in 0..60_u8 {
+        cluster.put(leader, S1, b"a", &[round]);
+        acknowledged.push(cluster.now);
+        let asked = cluster.now;
+        let answer = cluster.ask(lags, get(S1, b"a", stale(BOUND_MS)));
+        let due = acknowledged.iter().filter(|at| **at < asked - BOUND_MS * MS).count();
+        let seen = value_of(&answer).map_or(0, |value| usize::from(value[0]) + 1);
+        assert!(seen >= due, "write {due} was acknowledged {BOUND_MS} ms before, {seen} is seen");
+    }
+}
+
+#[test]
+fn a_follower_that_is_cut_off_says_how_old_it_is() {
+    let mut cluster = one_shard();
+    let leader = cluster.await_leader(S1);
+    cluster.put(leader, S1, b"a", b"1");
+    cluster.run(200);
+    let alone = others(leader)[0];
+    cluster.isolated.insert(alone);
+    let began = cluster.now;
+    assert!(matches!(cluster.ask(alone, get(S1, b"a", stale(200))), Answer::Value(Some(_))));
+    assert_eq!(cluster.now, began, "it was heard of a moment ago");
+    cluster.run(150);
+    let answer = cluster.ask(alone, get(S1, b"a", stale(200)));
+    let Answer::Refused(Refusal::TooStale { age: Some(age) }) = answer else { panic!("{answer:?}") };
+    let since_cut = Duration::from_nanos(cluster.now - began);
+    let most = since_cut + Duration::from_millis(100);
+    assert!(since_cut <= age && age <= most, "{age:?} old, cut off for {since_cut:?}");
+    assert!(matches!(cluster.ask(alone, get(S1, b"a", Consistency::ANY_AGE)), Answer::Value(Some(_))));
+}
+
+#[test]
+fn a_quiet_follower_asks_before_it_serves_a_stale_read() {
+    let mut cluster = one_shard();
+    let leader = cluster.await_leader(S1);
+    cluster.put(leader, S1, b"a", b"1");
+    let quiet = |cluster: &Cluster| cluster.nodes.iter().all(|node| node.multi.quiet_replicas() == 1);
+    cluster.run_until("quiet", quiet);
+    cluster.run(1000);
+    let began = cluster.now;
+    let answer = cluster.ask(others(leader)[0], get(S1, b"a", stale(50)));
+    assert_eq!(value_of(&answer), Some(&b"1"[..]));
+    let took = (cluster.now - began) / MS;
+    assert!((2..=10).contains(&took), "{took} ms for two rounds");
+    assert!(!quiet(&cluster));
+}
+
+/// A quiet leader's core beats on, but it can't know whether the others have elected another one meanwhile.
+#[test]
+fn the_beats_of_a_quiet_leaders_core_vouch_for_nothing() {
+    let mut cluster = Cluster::of_five();
+    let old = cluster.await_leader(S1);
+    cluster.put(old, S1, b"a", b"old");
+    let quiet = |cluster: &Cluster| cluster.nodes.iter().all(|node| node.multi.quiet_replicas() == 1);
+    cluster.run_until("quiet", quiet);
+    let follower = (old + 1) % 5;
+    for one in [old, follower] {
+        (0..5).filter(|&two| two != old && two != follower).for_each(|two| cluster.cut_both_ways(one, two));
+    }
+    let rest = |cluster: &Cluster| (2..5).map(|step| (old + step) % 5).find(|&node| cluster.leads(node, S1));
+    cluster.run_until("a new leader", |cluster| rest(cluster).is_some());
+    cluster.put(rest(&cluster).unwrap(), S1, b"a", b"new");
+    cluster.run(200);
+    assert_eq!(cluster.nodes[follower].multi.quiet_replicas(), 1, "its leader's core beats");
+    let answer = cluster.ask(follower, get(S1, b"a", stale(100)));
+    assert!(matches!(answer, Answer::Refused(Refusal::TooStale { .. })), "{answer:?}");
 }

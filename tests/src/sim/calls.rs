@@ -15,10 +15,13 @@ impl Cluster {
     /// for the rest. Its thread may stand still between the load and the look at the clock.
     pub(crate) fn send_call(&mut self, client: ClientId, node: usize, call: Call) {
         let Node { incarnation, ref process, .. } = self.nodes[node];
-        let may_read =
-            matches!(&call.request, Request::Read { consistency, .. } if consistency.is_linearizable());
-        let cells = process.as_ref().filter(|_| may_read).map(|process| &process.cells);
-        match cells.and_then(|cells| cells.load(call.request.shard())) {
+        let open = match &call.request {
+            Request::Read { shard, consistency, .. } => {
+                process.as_ref().and_then(|process| process.cells.load(*shard, *consistency))
+            }
+            _ => None,
+        };
+        match open {
             Some(open) => {
                 let pause = *self.random.pick(&[0, 0, 0, US, 10 * MS, 400 * MS]);
                 let pause = self.random.below(pause + 1);
@@ -43,7 +46,9 @@ impl Cluster {
         }
         let local = self.nodes[node].clock.local(now);
         let answer = match &call.request {
-            Request::Read { range_epoch, query, .. } => open.read(*range_epoch, query, local),
+            Request::Read { range_epoch, query, consistency, .. } => {
+                open.read(*range_epoch, query, *consistency, local)
+            }
             _ => None,
         };
         match answer {

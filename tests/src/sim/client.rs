@@ -18,6 +18,7 @@ use floe_shard::{
     Versioned, WriteBatch,
 };
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// A client's number.
 pub type ClientId = u32;
@@ -160,9 +161,10 @@ impl Clients {
     pub fn begin(&mut self, now: Nanos, client: ClientId) -> Call {
         let key = self.random.below(self.keys.len() as u64) as u32;
         match self.random.below(100) {
-            0..26 => self.get(now, client, key),
-            26..38 => self.read(now, client, key, Consistency::LinearizableLocal),
-            38..40 => self.read(now, client, key, Consistency::Stale),
+            0..24 => self.get(now, client, key),
+            24..34 => self.read(now, client, key, Consistency::LinearizableLocal),
+            34..38 => self.stale(now, client, key),
+            38..40 => self.read(now, client, key, Consistency::ANY_AGE),
             40..44 => self.scan(now, client, key),
             44..76 => self.write(now, client, key, Condition::None, None, true),
             76..82 => self.write(now, client, key, Condition::None, None, false),
@@ -204,6 +206,12 @@ impl Clients {
     ) -> Call {
         let request = Request::ChangeMembers { shard, changes, force };
         self.call(now, client, shard, Doing::Members, request)
+    }
+
+    /// A read that may be a little stale.
+    fn stale(&mut self, now: Nanos, client: ClientId, key: u32) -> Call {
+        let max = Duration::from_millis(*self.random.pick(&[10, 80, 150, 400]));
+        self.read(now, client, key, Consistency::Stale { max })
     }
 
     fn read(&mut self, now: Nanos, client: ClientId, key: u32, consistency: Consistency) -> Call {
@@ -312,8 +320,7 @@ impl Clients {
             Doing::Write { .. } => self.end_write(now, client, &pending, answer, history)?,
             Doing::Get { key, consistency } => {
                 if let Some(Answer::Value(value)) = answer {
-                    let linearizable = consistency.is_linearizable();
-                    self.saw(now, client, &pending, *key, value.as_ref(), linearizable, history)?;
+                    self.saw(now, client, &pending, *key, value.as_ref(), *consistency, history)?;
                     self.counts.read += 1;
                 } else if done {
                     return Err(odd(&pending, &answer));
@@ -409,17 +416,21 @@ impl Clients {
         pending: &Pending,
         key: u32,
         value: Option<&Versioned>,
-        linearizable: bool,
+        consistency: Consistency,
         history: &RaftSafety,
     ) -> Result<(), Violation> {
         let stored = match value {
             Some(versioned) => Some(self.stored(pending.shard, key, versioned, history)?),
             None => None,
         };
-        if linearizable {
+        if consistency.is_linearizable() {
             self.clients.entry(client).or_default().seen.insert(key, stored);
+        }
+        if consistency != Consistency::ANY_AGE {
+            // What a stale read returns was current at some moment from so long before the call on.
+            let called = pending.called.saturating_sub(stale_ns(consistency));
             let action = Action::Read(stored.map(|(value, _)| value));
-            self.record(client, pending.called, Some(now), key, action);
+            self.record(client, called, Some(now), key, action);
         }
         Ok(())
     }
@@ -468,7 +479,7 @@ impl Clients {
         for (key, name) in (from..to).zip(names) {
             // Beyond the last row of a scan that a limit ended, nothing is known.
             if !more || last.as_ref().is_some_and(|last| name <= *last) {
-                self.saw(now, client, pending, key, rows.get(&name), true, history)?;
+                self.saw(now, client, pending, key, rows.get(&name), Consistency::Linearizable, history)?;
             }
         }
         Ok(())
@@ -487,6 +498,17 @@ impl Clients {
 
 fn odd(pending: &Pending, answer: &Option<Answer>) -> Violation {
     Violation::new("answer", format!("{:?} was answered with {answer:?}", pending.doing))
+}
+
+/// How old what is read may be in true time: nodes' clocks drift by up to 1 %.
+fn stale_ns(consistency: Consistency) -> Nanos {
+    match consistency {
+        Consistency::Stale { max } => {
+            let ns = u64::try_from(max.as_nanos()).unwrap_or(Nanos::MAX);
+            ns.saturating_add(ns / 50)
+        }
+        Consistency::Linearizable | Consistency::LinearizableLocal => 0,
+    }
 }
 
 /// The bytes of a value: its number, and a tail that can be checked.

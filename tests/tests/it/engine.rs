@@ -113,6 +113,27 @@ fn local_reads_see_every_write_and_are_not_forwarded() {
     }
 }
 
+/// Within a bound that any healthy replica keeps nobody is asked; no bound at all leaves nothing out.
+#[test]
+fn stale_reads_within_their_bound_ask_nobody_and_beyond_it_see_every_write() {
+    let dir = temp_dir();
+    let engines = open_cluster(dir.path(), &members(), 2);
+    let client = |engine: &Engine, max| engine.client().with_consistency(Consistency::Stale { max });
+    write_all(&engines[0].client(), b"first");
+    let exact: Vec<_> = engines.iter().map(|engine| client(engine, Duration::ZERO)).collect();
+    exact.iter().for_each(|client| read_all(client, b"first"));
+    let minutes: Vec<_> = engines.iter().map(|engine| client(engine, Duration::from_secs(120))).collect();
+    let asked = || {
+        let sums = engines.iter().map(|engine| engine.metrics());
+        sums.map(|sum| sum.read_rounds + sum.forwarded).sum::<u64>()
+    };
+    let before = asked();
+    (0..20).for_each(|_| minutes.iter().for_each(|client| read_all(client, b"first")));
+    assert_eq!(asked(), before);
+    write_all(&engines[1].client(), b"second");
+    exact.iter().for_each(|client| read_all(client, b"second"));
+}
+
 #[test]
 fn reads_under_a_lease_take_no_round_and_see_every_write_and_end_with_the_engine() {
     let dir = temp_dir();
