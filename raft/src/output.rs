@@ -223,6 +223,17 @@ impl Raft {
         HardState { term: self.term, vote: self.vote, commit: self.commit }
     }
 
+    /// Highest index that is durable here, and not replaced since.
+    pub fn durable(&self) -> Index {
+        self.writes.durable()
+    }
+
+    /// Term and vote that are durable.
+    pub fn durable_ballot(&self) -> (Term, Option<ReplicaId>) {
+        let ballot = self.writes.durable_ballot();
+        (ballot.term, ballot.vote)
+    }
+
     /// Term of the entry at `index`, or of the snapshot the log starts after. O(log terms).
     pub fn term_at(&self, index: Index) -> Option<Term> {
         self.log.term_at(index)

@@ -49,6 +49,8 @@ pub enum Planted {
     LeaseWithoutDrift,
     /// A lease begins before the leader's first own entry is applied (lease rule 7).
     LeaseBeforeNoop,
+    /// A reader looks at its clock, and only then takes the state that it reads (lease rule 5).
+    ClockBeforeView,
     // --- freshness
     /// A leader echoes stamps without proof that it leads (rule 1 of `freshness.rs`).
     StampOfDeposedLeader,
@@ -92,7 +94,7 @@ pub enum Planted {
     TornTailIgnored,
     /// Nothing ties a frame to its segment: those of a recycled file's former life count.
     StaleFramesReplayed,
-    /// Recovery keeps a shard's first hard state.
+    /// Recovery takes the term of a hard state, and not its vote.
     HardStateIgnored,
     /// Segments are freed although shards need them.
     FreedTooEarly,
@@ -103,18 +105,27 @@ pub enum Planted {
 }
 
 impl Planted {
-    /// Those that the simulator hunts. The ones about memberships are hunted by this crate's own random
-    /// schedules: the simulator doesn't change memberships yet.
-    pub const ALL: [Self; 28] = [
+    /// Those that the simulator hunts.
+    pub const ALL: [Self; 38] = [
         Self::VoteNotPersisted,
         Self::OldTermCommitCounted,
         Self::VoteForStaleLog,
         Self::VoteGivenTwice,
         Self::ReadWithoutRound,
+        Self::SecondChangeUncommitted,
+        Self::MembershipNotRolledBack,
+        Self::JointAsUnion,
+        Self::RemovedVoteCounted,
         Self::ReadBeforeOwnCommit,
         Self::ConflictKept,
         Self::AckOfUnknown,
         Self::CommitBeyondMatch,
+        Self::LeaseOutlivesTransfer,
+        Self::PromiseForgotten,
+        Self::PromiseBroken,
+        Self::LeaseWithoutDrift,
+        Self::LeaseBeforeNoop,
+        Self::ClockBeforeView,
         Self::AnswerBeforeCommit,
         Self::AnswerByIndex,
         Self::DoubleForward,

@@ -24,6 +24,7 @@ use crate::request::BusyReason;
 use crate::request::{Answer, MEMBER_CHANGES_MAX, MemberChange, Refusal, RequestId, Seat, UnknownReason};
 use crate::state_machine::StateMachine;
 use floe_raft::{Change, Entry, HardState, Mark, Membership, MembershipChange, Nanos, ReplicaId};
+use floe_raft::{Planted, is_planted};
 
 /// Where the log of a shard begins: its founders hold the empty state at this mark, a newcomer doesn't.
 pub const FOUNDED_AT: Mark = Mark::new(0, 1);
@@ -69,7 +70,8 @@ impl Replica {
         if !self.raft.is_leader() {
             return Err(self.not_leader(self.raft.leader()));
         }
-        if self.raft.membership_index() > self.applied.index {
+        let may_be_second = is_planted(Planted::SecondChangeUncommitted);
+        if self.raft.membership_index() > self.applied.index && !may_be_second {
             // The descriptor that tells the next replica id is behind.
             return Err(Refusal::Busy(BusyReason::MemberChange));
         }
@@ -222,8 +224,9 @@ impl MultiRaft {
             Some(slot) => {
                 let replica = &self.replicas[slot];
                 let is_newer = descriptor.epoch.membership > replica.descriptor.epoch.membership;
-                let is_removed = descriptor.has_removed(to);
-                if replica.id == to && is_newer && is_removed && replica.install.is_none() {
+                // What is said to another one here counts too: it is to come in this one's place.
+                let is_removed = descriptor.has_removed(replica.id);
+                if is_newer && is_removed && replica.install.is_none() {
                     self.leave(slot);
                 }
             }

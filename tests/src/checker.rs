@@ -8,8 +8,11 @@ pub mod linearizability;
 pub mod model;
 pub mod raft_safety;
 pub mod random_history;
+pub mod ranges;
+pub mod recovery;
 mod reductions;
 mod search;
+pub mod votes;
 mod zones;
 
 use std::fmt;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! plan       what a seed means: cluster, load, mix of faults
+//! theme      what it is about
 //! run        load and faults, healing, demands, judgement
 //! cluster    the queue of events, cores' steps, what they want done
 //! node       a disk that stays, processes that come and go
@@ -10,7 +11,7 @@
 //! damage     what becomes of stored bytes       network    connections, blocks, cuts
 //! clock      virtual time, drifting clocks      client     operations and their history
 //! fault      what goes wrong                    coverage   what it met
-//! members    who is asked to be a member
+//! members    who is asked to be a member        watch      what is checked after each step
 //! trace      the hash that makes runs comparable
 //! ```
 //!
@@ -32,4 +33,6 @@ pub mod network;
 pub mod node;
 pub mod plan;
 pub mod run;
+mod theme;
 pub mod trace;
+mod watch;

@@ -222,8 +222,11 @@ impl Recovery {
 
     fn become_scanning(&mut self) -> Result<(), RecoveryError> {
         self.runs = runs(&self.found);
-        self.oldest =
-            self.found.iter().filter_map(|found| Some(found.header.as_ref()?.oldest)).max().unwrap_or(0);
+        // What a spare's header says counts for nothing, unless there is nothing else: segments are freed by
+        // frames, and the spare goes.
+        let has_frames = self.found.iter().any(|found| found.holds_frames);
+        let counts = self.found.iter().filter(|found| found.holds_frames || !has_frames);
+        self.oldest = counts.filter_map(|found| Some(found.header.as_ref()?.oldest)).max().unwrap_or(0);
         for &at in self.runs.iter().flat_map(|run| &run.files) {
             let found = &self.found[at];
             let stated = found.header.as_ref().expect("runs have sound headers").bytes;

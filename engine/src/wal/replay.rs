@@ -135,7 +135,9 @@ impl Shard {
         }
         match record {
             Record::Entries { entries, .. } => self.replace_suffix(entries),
-            Record::HardState { .. } if is_planted(Planted::HardStateIgnored) => {}
+            Record::HardState { state, .. } if is_planted(Planted::HardStateIgnored) => {
+                self.state.hard_state = floe_raft::HardState { vote: None, ..state };
+            }
             Record::HardState { state, .. } => self.state.hard_state = state,
             Record::TruncatePrefix { flushed, generation, .. } => self.drop_prefix(flushed, generation),
             Record::SnapshotInstall { mark, generation, descriptor, keep_suffix, .. } => {

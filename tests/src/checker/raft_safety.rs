@@ -99,8 +99,9 @@ struct Shard {
     entries: BTreeMap<(Index, Term), Known>,
     committed: BTreeMap<Index, Committed>,
     states: BTreeMap<Mark, u64>,
-    /// Who led each term, and where its log ended when that was seen first.
-    leaders: BTreeMap<Term, (ReplicaId, Mark)>,
+    /// Who led each term, where its log ended when that was seen first, and what had been committed in earlier
+    /// terms by then.
+    leaders: BTreeMap<Term, (ReplicaId, Mark, Index)>,
     /// Memberships in entries.
     memberships: BTreeMap<(Index, Term), Membership>,
     /// What replicas hold without having had its entries: a transferred state.
@@ -242,6 +243,21 @@ impl RaftSafety {
     /// The committed entry at an index.
     pub fn committed(&self, shard: ShardId, index: Index) -> Option<Committed> {
         self.shards.get(&shard)?.committed.get(&index).copied()
+    }
+
+    /// The latest term of a shard that is known to have had a leader, and up to where entries had been committed
+    /// before the leader of `term` came.
+    pub fn leadership(&self, shard: ShardId, term: Term) -> (Term, Index) {
+        let leaders = self.shards.get(&shard).map(|shard| &shard.leaders);
+        let latest = leaders.and_then(|leaders| leaders.last_key_value()).map_or(0, |(latest, _)| *latest);
+        let committed =
+            leaders.and_then(|leaders| leaders.get(&term)).map_or(0, |(.., committed)| *committed);
+        (latest, committed)
+    }
+
+    /// The newest membership of a shard that is committed; `None` if it has never changed.
+    pub fn members(&self, shard: ShardId) -> Option<&Membership> {
+        self.shards.get(&shard)?.membership_at(Index::MAX)
     }
 
     /// The committed history of a shard.
@@ -455,7 +471,7 @@ impl Look<'_> {
 
     /// Leader Completeness, for a commit that becomes known when a later term has its leader already.
     fn later_leaders_have(&self, index: Index, term: Term) -> Result<(), Violation> {
-        for (&later, &(leader, end)) in self.history.leaders.range(self.view.term + 1..) {
+        for (&later, &(leader, end, _)) in self.history.leaders.range(self.view.term + 1..) {
             if self.history.term_before(end, index) != Some(term) {
                 return Err(self.broken(
                     "leader completeness",
@@ -514,7 +530,7 @@ impl Look<'_> {
             return Ok(());
         }
         let first_seen = !self.history.leaders.contains_key(&view.term);
-        let (leader, _) = *self.history.leaders.entry(view.term).or_insert((view.replica, view.last));
+        let (leader, ..) = *self.history.leaders.entry(view.term).or_insert((view.replica, view.last, 0));
         if leader != view.replica {
             return Err(self.broken("election safety", format!("{leader} leads term {} already", view.term)));
         }
@@ -523,9 +539,11 @@ impl Look<'_> {
         }
         *self.elections += 1;
         let earlier = |(_, committed): &(&Index, &Committed)| committed.seen_in < view.term;
-        let Some((&index, committed)) = self.history.committed.iter().rev().find(earlier) else {
+        let newest = self.history.committed.iter().rev().find(earlier);
+        let Some((&index, &committed)) = newest else {
             return Ok(());
         };
+        self.history.leaders.insert(view.term, (view.replica, view.last, index));
         let has = index < view.first || (view.term_at)(index) == Some(committed.term);
         if !has {
             return Err(self.broken(

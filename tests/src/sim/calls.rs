@@ -7,6 +7,7 @@ use crate::sim::cluster::{Cluster, Event};
 use crate::sim::node::Node;
 use floe::read_cell::Open;
 use floe::seam::Input;
+use floe_raft::{Nanos, Planted, is_planted};
 use floe_shard::{Request, RequestId};
 use std::sync::Arc;
 
@@ -14,7 +15,8 @@ impl Cluster {
     /// A client of this node reads by itself what it may, as the engine's client does, and asks the core
     /// for the rest. Its thread may stand still between the load and the look at the clock.
     pub(crate) fn send_call(&mut self, client: ClientId, node: usize, call: Call) {
-        let Node { incarnation, ref process, .. } = self.nodes[node];
+        let Node { incarnation, clock, ref process, .. } = self.nodes[node];
+        let looked = is_planted(Planted::ClockBeforeView).then(|| clock.local(self.queue.now()));
         let open = match &call.request {
             Request::Read { shard, consistency, .. } => {
                 process.as_ref().and_then(|process| process.cells.load(*shard, *consistency))
@@ -25,7 +27,7 @@ impl Cluster {
             Some(open) => {
                 let pause = *self.random.pick(&[0, 0, 0, US, 10 * MS, 400 * MS]);
                 let pause = self.random.below(pause + 1);
-                let read = Event::ReadHere(node, incarnation, client, Box::new((open, call)));
+                let read = Event::ReadHere(node, incarnation, client, Box::new((open, call, looked)));
                 self.queue.after(pause, read);
             }
             None => self.ask_core(client, node, call),
@@ -37,14 +39,20 @@ impl Cluster {
         node: usize,
         incarnation: u64,
         client: ClientId,
-        read: (Arc<Open>, Call),
+        read: (Arc<Open>, Call, Option<Nanos>),
     ) {
-        let (open, call) = read;
+        let (mut open, call, looked) = read;
         let now = self.queue.now();
-        if self.nodes[node].process_of(incarnation).is_none() {
+        let Some(process) = self.nodes[node].process_of(incarnation) else {
             return self.client_answer(client, None);
+        };
+        if let (Some(_), Request::Read { shard, consistency, .. }) = (looked, &call.request) {
+            match process.cells.load(*shard, *consistency) {
+                Some(newer) => open = newer,
+                None => return self.ask_core(client, node, call),
+            }
         }
-        let local = self.nodes[node].clock.local(now);
+        let local = looked.unwrap_or_else(|| self.nodes[node].clock.local(now));
         let answer = match &call.request {
             Request::Read { range_epoch, query, consistency, .. } => {
                 open.read(*range_epoch, query, *consistency, local)

@@ -6,10 +6,13 @@
 
 use crate::checker::Violation;
 use crate::checker::raft_safety::RaftSafety;
+use crate::checker::ranges::Ranges;
+use crate::checker::recovery::Recovery;
+use crate::checker::votes::Votes;
 use crate::random::Random;
 use crate::sim::client::{Call, ClientId, Clients};
 use crate::sim::clock::{MS, Queue, US};
-use crate::sim::coverage::{Coverage, Role};
+use crate::sim::coverage::Coverage;
 use crate::sim::disk::{Crash, Disk};
 use crate::sim::fault::Fault;
 use crate::sim::network::{Delivery, NetEvent, Network};
@@ -41,12 +44,17 @@ pub enum Event {
     Client(ClientId),
     /// A client's answer arrives.
     Answer(ClientId, Option<Answer>),
-    /// A client on this node in this incarnation, which has loaded what may be read, looks at the clock.
-    ReadHere(usize, u64, ClientId, Box<(Arc<Open>, Call)>),
+    /// A client on this node in this incarnation, which has loaded what may be read, looks at the clock (or has
+    /// done so before, by a planted bug).
+    ReadHere(usize, u64, ClientId, Box<(Arc<Open>, Call, Option<Nanos>)>),
     /// The next fault is drawn.
     NextFault,
     /// A node that has just become a leader is struck.
     NewLeader(usize),
+    /// A node that has just taken a transferred state is struck.
+    NewState(usize),
+    /// The second half of [`FaultKind::Usurp`]: this leader loses these followers, which restart, for so long.
+    Usurp(usize, Vec<usize>, Nanos),
     /// A fault that was to meet a candidate meets one.
     Candidate(usize),
     /// A fault that was to meet a candidate has waited long enough for one.
@@ -78,8 +86,11 @@ pub struct Cluster {
     pub(crate) network: Network,
     /// The clients and what they learned.
     pub clients: Clients,
-    /// The checker of every step.
+    /// The checkers of every step.
     pub safety: RaftSafety,
+    pub(crate) votes: Votes,
+    pub(crate) recovery: Recovery,
+    pub(crate) ranges: Ranges,
     /// What happened.
     pub trace: Trace,
     /// Shards of the cluster.
@@ -166,6 +177,9 @@ impl Cluster {
             network,
             clients,
             safety: RaftSafety::default(),
+            votes: Votes::default(),
+            recovery: Recovery::default(),
+            ranges: Ranges::default(),
             trace: Trace::new(plan.prints),
             shards,
             faults: Coverage::default(),
@@ -275,6 +289,8 @@ impl Cluster {
             }
             Event::NextFault => self.next_fault(),
             Event::NewLeader(node) => self.strike_new_leader(node),
+            Event::NewState(node) => self.strike_new_state(node),
+            Event::Usurp(leader, followers, lasts) => self.restart_followers(leader, &followers, lasts),
             Event::Candidate(node) => self.strike_armed(Some(node)),
             Event::NoCandidate => self.strike_armed(None),
             Event::Undo(fault) => self.undo(&fault),
@@ -358,35 +374,6 @@ impl Cluster {
             state.timer_at = due;
             let late = if due > now { self.random.skewed(20 * US) } else { 2 * US };
             self.queue.at(due.max(now) + late, Event::Timer(node, incarnation, core, due));
-        }
-    }
-
-    fn check_core(&mut self, node: usize, core: u16) {
-        let Node { id, ref process, .. } = self.nodes[node];
-        let Some(process) = process else { return };
-        let Some(multi) = process.cores[usize::from(core)].worker.multi() else { return };
-        let safety = &mut self.safety;
-        let elections = safety.elections;
-        let outcome =
-            multi.shards().try_for_each(|shard| match (multi.raft(shard), multi.state_hash(shard)) {
-                (Some(raft), Some(state)) => safety.observe_raft(id, shard, raft, state),
-                _ => Ok(()),
-            });
-        let is_new_leader = safety.elections > elections;
-        let refused = multi.stats().messages_refused;
-        if let Err(violation) = outcome {
-            self.break_promise(violation);
-        }
-        // All nodes run the same code: what one of them refuses as nonsense, another really said.
-        if refused > 0 {
-            let detail = format!("{id} core {core} refused {refused} messages of working replicas");
-            self.break_promise(Violation::new("nonsense", detail));
-        }
-        if is_new_leader {
-            self.maybe_strike_new_leader(node);
-        }
-        if self.armed.is_some() && self.roles(node).contains(&Role::Candidate) {
-            self.queue.after(0, Event::Candidate(node));
         }
     }
 

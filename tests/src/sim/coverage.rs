@@ -121,9 +121,10 @@ impl Coverage {
 pub const fn unreachable(kind: FaultKind, role: Role) -> Option<&'static str> {
     match (kind, role) {
         // Both choose a leader for their victim; that it stands for election elsewhere is chance.
-        (FaultKind::IsolateLeader | FaultKind::NewLeader, Role::Candidate) => {
+        (FaultKind::IsolateLeader | FaultKind::NewLeader | FaultKind::Usurp, Role::Candidate) => {
             Some("it is aimed at leaders; what isolates a candidate is `Partition`")
         }
+        (FaultKind::Usurp, Role::Learner) => Some("seeds about leases change no members"),
         _ => None,
     }
 }

@@ -131,8 +131,11 @@ impl Disk {
         let inode = match damage {
             Damage::BitRot => match self.random.below(20) {
                 0 => self.rot_file(|path| path == "node.floe"),
-                1..4 => self.rot_file(|path| path.starts_with("dump/")),
-                4..7 => self.rot_header(),
+                1..8 => match self.rot_file(|path| path.starts_with("dump/")) {
+                    None => self.rot_frame(),
+                    struck => struck,
+                },
+                8..10 => self.rot_header(),
                 _ => self.rot_frame(),
             },
             Damage::LostWrite => self.lose_frame().map(|(_, frame, _)| frame.inode),

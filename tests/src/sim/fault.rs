@@ -86,8 +86,10 @@ impl Cluster {
 
     /// Lets a fault strike any node, one that leads, or the next one with a candidate.
     fn aim(&mut self, kind: FaultKind) {
-        let leading = |node: &usize| self.roles(*node).contains(&Role::Leader);
-        let leading: Vec<usize> = (0..self.nodes.len()).filter(leading).collect();
+        let with = |role| -> Vec<usize> {
+            (0..self.nodes.len()).filter(|node| self.roles(*node).contains(&role)).collect()
+        };
+        let (leading, learning) = (with(Role::Leader), with(Role::Learner));
         match self.random.below(10) {
             0..4 if self.plan.aims_at_candidates && self.candidates_spared_until <= self.now() => {
                 let patience = 4 * self.plan.election_timeout_ns();
@@ -97,6 +99,10 @@ impl Cluster {
             }
             2..6 if !leading.is_empty() => {
                 let node = *self.random.pick(&leading);
+                self.strike_at(kind, node);
+            }
+            6..8 if !learning.is_empty() => {
+                let node = *self.random.pick(&learning);
                 self.strike_at(kind, node);
             }
             _ => self.strike(kind),
@@ -134,7 +140,7 @@ impl Cluster {
     /// Whom a fault strikes that was to strike this node.
     fn victim(&mut self, kind: FaultKind, node: usize) -> usize {
         match kind {
-            FaultKind::IsolateLeader | FaultKind::NewLeader => {
+            FaultKind::IsolateLeader | FaultKind::NewLeader | FaultKind::Usurp => {
                 let shard = self.shards[self.random.index(self.shards.len())].shard;
                 self.leader(shard).unwrap_or(node)
             }
@@ -168,6 +174,9 @@ impl Cluster {
                 let (hears, says) = *self.random.pick(&[(false, false), (true, false), (false, true)]);
                 self.isolate(node, hears, says, lasts);
             }
+            FaultKind::Usurp => self.usurp(node, lasts),
+            // NewState strikes by itself when a state was taken; drawing it makes a node fall behind.
+            FaultKind::NewState => self.isolate(node, false, false, (4 * lasts).min(LASTS_NS_MAX)),
             FaultKind::OneWay => {
                 let other = (node + 1 + self.random.index(self.nodes.len() - 1)) % self.nodes.len();
                 self.block(vec![(self.nodes[node].id, self.nodes[other].id)], lasts);
@@ -316,6 +325,55 @@ impl Cluster {
             2 => self.isolate(node, true, false, lasts),
             _ => self.isolate(node, false, false, lasts),
         }
+    }
+
+    pub(crate) fn maybe_strike_new_state(&mut self, node: usize) {
+        let drawn = self.plan.faults.iter().any(|(kind, _)| *kind == FaultKind::NewState);
+        if self.faults_on && drawn && self.random.percent(80) {
+            let after = self.random.skewed(MS);
+            self.queue.after(after, Event::NewState(node));
+        }
+    }
+
+    pub(crate) fn strike_new_state(&mut self, node: usize) {
+        if !self.faults_on || !self.lets_strike() {
+            return;
+        }
+        let lasts = self.random.skewed(2 * self.plan.fault_for_ns) + MS;
+        self.count_fault(FaultKind::NewState, node);
+        let crash = *self.random.pick(&[Crash::Process, Crash::Power, Crash::Power]);
+        self.crash_node(node, crash, lasts);
+    }
+
+    /// A leader loses one follower, which will want to be elected; some time later it loses the others, and they
+    /// restart: whatever they have promised, a process that is gone has promised it.
+    fn usurp(&mut self, leader: usize, lasts: Nanos) {
+        let timeout = self.plan.election_timeout_ns();
+        let lasts = lasts + 2 * timeout;
+        let mut others: Vec<usize> = (0..self.nodes.len()).filter(|node| *node != leader).collect();
+        self.random.shuffle(&mut others);
+        let usurper = others.swap_remove(0);
+        self.part(leader, usurper, lasts);
+        let after = self.random.between(timeout / 2, 2 * timeout);
+        self.queue.after(after, Event::Usurp(leader, others, lasts));
+    }
+
+    pub(crate) fn restart_followers(&mut self, leader: usize, followers: &[usize], lasts: Nanos) {
+        if !self.faults_on {
+            return;
+        }
+        for &node in followers {
+            self.part(leader, node, lasts);
+            let crash = *self.random.pick(&[Crash::Process, Crash::Power]);
+            let down = self.random.skewed(5 * MS);
+            self.crash_node(node, crash, down);
+        }
+    }
+
+    /// Two nodes don't reach each other for a while.
+    fn part(&mut self, one: usize, other: usize, lasts: Nanos) {
+        let (one, other) = (self.nodes[one].id, self.nodes[other].id);
+        self.block(vec![(one, other), (other, one)], lasts);
     }
 
     /// Ends a node's process and starts it again after `down`.

@@ -89,6 +89,9 @@ impl Cluster {
                         format!("{me}: boot epoch {} after {highest:?}, {known} here", report.boot_epoch);
                     self.break_promise(Violation::new("boot epoch", detail));
                 }
+                if self.nodes[node].is_started() {
+                    self.check_started(node);
+                }
             }
             CoreEvent::Stopped => {
                 process.stopped += 1;

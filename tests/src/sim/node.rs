@@ -68,6 +68,8 @@ pub struct Node {
     pub paused_until: Nanos,
     /// It refused its disk as damaged, and never starts again.
     pub is_condemned: bool,
+    /// Transferred states that the process was seen to have taken.
+    pub installs_seen: u64,
     /// Boot epoch of each incarnation that started.
     pub boot_epoch: BTreeMap<u64, u64>,
     random: Random,
@@ -85,6 +87,7 @@ impl Node {
             process: None,
             paused_until: 0,
             is_condemned: false,
+            installs_seen: 0,
             boot_epoch: BTreeMap::new(),
             random,
         }
@@ -95,8 +98,10 @@ impl Node {
         self.process.as_mut().filter(|_| self.incarnation == incarnation)
     }
 
+    /// Mostly as far off as it may be.
     fn draw_drift(&mut self, ppm_max: u64) -> i64 {
-        self.random.between(0, 2 * ppm_max) as i64 - ppm_max as i64
+        let anywhere = self.random.between(0, 2 * ppm_max);
+        *self.random.pick(&[anywhere, 0, 2 * ppm_max]) as i64 - ppm_max as i64
     }
 
     /// From now on its clock runs at another rate.
@@ -120,6 +125,7 @@ impl Process {
     /// A new process of a node; its cores' first effects wait to be carried out.
     pub fn start(node: &mut Node, now: Nanos, plan: &Plan, shards: &Arc<Vec<Descriptor>>) -> Self {
         node.incarnation += 1;
+        node.installs_seen = 0;
         let drift = node.draw_drift(plan.drift_ppm_max);
         node.clock = NodeClock::new(now, node.random.between(1, 1_000) * SEC, drift);
         let cores = node.cores_next;
@@ -128,7 +134,8 @@ impl Process {
         let mut shard = plan.shard.clone();
         let least = 2 * shard.raft.heartbeat_interval_ns + 1;
         let tuned = &mut shard.raft.election_timeout_min_ns;
-        *tuned = *node.random.pick(&[*tuned, (*tuned * 2 / 3).max(least)]);
+        let other = if plan.retunes { (*tuned * 2 / 3).max(least) } else { *tuned };
+        *tuned = *node.random.pick(&[*tuned, other]);
         let cells = ReadCells::new(shards);
         let start = |core| {
             let config = WorkerConfig {

@@ -12,6 +12,8 @@ use floe_raft::Nanos;
 use floe_shard::ShardConfig;
 use std::collections::BTreeSet;
 
+use crate::sim::theme::Theme;
+
 pub use floe_raft::Planted as Bug;
 
 /// Kinds of faults.
@@ -67,11 +69,16 @@ pub enum FaultKind {
     Members,
     /// Leaders are cut off or killed soon after their election: what Figure 8 of the paper is made of.
     NewLeader,
+    /// A leader loses a follower, then the others, which restart at once: who promised the leader time may have
+    /// forgotten it.
+    Usurp,
+    /// Nodes are cut off until they fall behind, and struck when they have just taken a transferred state.
+    NewState,
 }
 
 impl FaultKind {
     /// Every kind.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::Kill,
         Self::PowerCut,
         Self::PowerCutAll,
@@ -97,6 +104,8 @@ impl FaultKind {
         Self::Transfer,
         Self::Members,
         Self::NewLeader,
+        Self::Usurp,
+        Self::NewState,
     ];
 }
 
@@ -144,6 +153,8 @@ pub struct Plan {
     pub disk: DiskProfile,
     /// Bound of the clocks' drift.
     pub drift_ppm_max: u64,
+    /// Whether processes start with lower election timeouts now and then, and so with shorter promises.
+    pub retunes: bool,
     /// Requests that a core takes in at once.
     pub requests_max: usize,
     /// Raft and shard settings; `cores` is set per node.
@@ -175,23 +186,8 @@ impl Plan {
             think_ns: *random.pick(&[MS, 10 * MS, 50 * MS]),
             value_bytes_max: *random.pick(&[16, 200, 2_000, 20_000]),
         };
-        // Few kinds at a time show what many would hide, and the other way round.
-        let share = *random.pick(&[8, 20, 45]);
-        let mut kinds: Vec<_> = FaultKind::ALL.into_iter().filter(|_| random.percent(share)).collect();
-        // Some seeds are about elections alone: among two dozen kinds, what takes three leaders in a row is rare.
-        let is_about_elections = random.percent(25);
-        if is_about_elections {
-            kinds = vec![FaultKind::NewLeader];
-            let others = [FaultKind::IsolateLeader, FaultKind::Kill, FaultKind::Partition, FaultKind::OneWay];
-            kinds.extend(others.into_iter().filter(|_| random.percent(50)));
-        }
-        if kinds.is_empty() {
-            kinds.push(*random.pick(&FaultKind::ALL));
-        }
-        // Members that come and go among all other faults, in many seeds.
-        if !kinds.contains(&FaultKind::Members) && random.percent(30) {
-            kinds.push(FaultKind::Members);
-        }
+        let theme = Theme::draw(&mut random);
+        let kinds = theme.kinds(&mut random);
         if kinds.contains(&FaultKind::Members) {
             plan.replication = 3;
             if random.percent(80) {
@@ -217,14 +213,6 @@ impl Plan {
         plan.shard.dump_chunk_bytes = *random.pick(&[4 << 10, 64 << 10]);
         plan.shard.raft.append_bytes_max = *random.pick(&[1, 1 << 10, 1 << 20]);
         plan.shard.raft.inflight_messages_max = *random.pick(&[1, 1, 4, 64]);
-        if is_about_elections && random.percent(60) {
-            // A new leader that commits what older ones left, entry by entry, and is struck meanwhile.
-            plan.shard.raft.append_bytes_max = 1;
-            plan.shard.raft.inflight_messages_max = 1;
-            plan.network.latency_ns = 2 * MS;
-            plan.load.think_ns = MS;
-            plan.fault_for_ns = 200 * MS;
-        }
         if plan.shard.raft.inflight_messages_max == 1 {
             // One message per round trip: on a slow disk a long log takes longer than liveness allows.
             plan.disk.latency_ns = plan.disk.latency_ns.min(MS);
@@ -236,6 +224,7 @@ impl Plan {
         plan.wal.bytes_max = plan.wal.segment_bytes_max * random.between(4, 12);
         // Groups that go quiet and are woken all the time, now and then, and hardly ever.
         plan.shard.quiet_after_ns = *random.pick(&[0, 50 * MS, 300 * MS, SEC]);
+        theme.sharpen(&mut random, &mut plan);
         plan
     }
 
@@ -257,7 +246,9 @@ impl Plan {
             fault_for_ns: 200 * MS,
             network: NetworkProfile::default(),
             disk: DiskProfile::default(),
-            drift_ppm_max: 10_000,
+            // Two clocks, one as much too fast as the other is too slow, are as far apart as leases allow for.
+            drift_ppm_max: 5_000,
+            retunes: true,
             requests_max: 1_000,
             shard,
             wal: WalSettings {

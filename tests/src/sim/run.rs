@@ -261,8 +261,16 @@ impl Cluster {
         })
     }
 
+    /// Of all but learners that were removed and don't know it: they ask for no votes, so nobody tells them.
     fn states(&self, shard: ShardId) -> Vec<(NodeId, (Mark, u64))> {
-        self.multis().filter_map(|(node, multi)| Some((node.id, multi.state_hash(shard)?))).collect()
+        let descriptor = self.descriptor(shard);
+        let counts = |multi: &MultiRaft| {
+            multi.raft(shard).is_some_and(|raft| {
+                !descriptor.has_removed(raft.id()) || raft.membership().is_voter(raft.id())
+            })
+        };
+        let states = self.multis().filter(|(_, multi)| counts(multi));
+        states.filter_map(|(node, multi)| Some((node.id, multi.state_hash(shard)?))).collect()
     }
 
     fn describe(&self, shard: ShardId) -> String {

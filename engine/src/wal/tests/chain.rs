@@ -1,0 +1,70 @@
+//! The chain of segments, from the oldest that is needed to the end: what breaks it is found and named, and only frames
+//! shorten it. Each test stands for a run of the simulator that found the opposite.
+
+use super::corruption::frames;
+use super::crash::{Node, STORE, config, recover};
+use super::disk::Disk;
+use super::model::{append, entries, state};
+use crate::disk::BLOCK;
+use crate::wal::segment::parse_segment_header;
+use crate::wal::{Record, RecoveryError, WalConfig};
+use std::collections::BTreeSet;
+
+/// Writes entries of shard 1, each in a frame of its own, until frames lie in so many segments.
+fn fill(node: &mut Node, next: &mut u64, segments: usize) {
+    while ids(&mut node.disk).len() < segments {
+        node.append(append(1, 1, entries(1, *next, 1, &[7; 3000])));
+        node.settle();
+        *next += 1;
+    }
+}
+
+/// Segments that hold frames, in order.
+fn ids(disk: &mut Disk) -> Vec<(u64, String)> {
+    let all: BTreeSet<_> = frames(disk).into_iter().map(|(path, id, ..)| (id, path)).collect();
+    all.into_iter().collect()
+}
+
+fn booted() -> (Node, u64) {
+    let small =
+        |epoch| WalConfig { segment_bytes_min: 20 << 10, segment_bytes_max: 20 << 10, ..config(epoch) };
+    let mut node = Node::boot(Disk::default(), small);
+    node.append(Record::ShardReset(Box::new(state(1, 1))));
+    node.settle();
+    (node, 1)
+}
+
+/// (Seed 1795949036032: a sound segment was said to be missing.)
+#[test]
+fn the_segment_that_breaks_the_chain_is_named_and_not_the_oldest() {
+    let (mut node, mut next) = booted();
+    fill(&mut node, &mut next, 4);
+    let segments = ids(&mut node.disk);
+    let (_, broken) = &segments[1];
+    node.disk.bytes(broken)[..2 * BLOCK].fill(0);
+    match recover(&mut node.disk) {
+        Err(RecoveryError::Corruption { file, .. }) => assert_eq!(*file, **broken, "of {segments:?}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// (Restarts with other cores: the spare was believed, then removed, and the chain had a hole after a power cut.)
+#[test]
+fn a_spare_segments_header_frees_nothing() {
+    let (mut node, mut next) = booted();
+    fill(&mut node, &mut next, 3);
+    let segments = ids(&mut node.disk);
+    let spare = node.disk.paths().into_iter().find(|path| segments.iter().all(|(_, used)| used != path));
+    let spare = spare.expect("one is prepared ahead");
+    let bytes = node.disk.bytes(&spare);
+    let mut header = parse_segment_header(0, &bytes[..BLOCK]).expect("it is headed");
+    assert_eq!(header.store_uuid, STORE);
+    header.oldest = segments[2].0;
+    for copy in 0..2 {
+        header.encode(copy, &mut bytes[copy * BLOCK..][..BLOCK]);
+    }
+    let found = recover(&mut node.disk).expect("nothing is wrong");
+    let used: Vec<u64> = found.segments.used.iter().map(|file| file.id).collect();
+    let expected: Vec<u64> = segments.iter().map(|(id, _)| *id).collect();
+    assert_eq!(used, expected, "no frame says that any is free");
+}
