@@ -199,6 +199,11 @@ impl Raft {
         matches!(self.role, Role::Leader(_))
     }
 
+    /// Whether it campaigns, or asks whether it may.
+    pub fn is_candidate(&self) -> bool {
+        matches!(self.role, Role::PreCandidate(_) | Role::Candidate(_))
+    }
+
     /// Its role at the moment.
     pub fn role(&self) -> RoleKind {
         self.role.kind()

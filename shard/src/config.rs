@@ -28,6 +28,8 @@ pub struct ShardConfig {
     pub quiet_after_ns: Nanos,
     /// Bytes of proposals that one replica may put into one turn; one is always admitted. Default 1 MiB.
     pub turn_bytes_max: usize,
+    /// Replicas that begin to campaign in one turn; the next ones do in the next. Default 64.
+    pub campaigns_per_turn_max: usize,
 }
 
 impl Default for ShardConfig {
@@ -41,6 +43,7 @@ impl Default for ShardConfig {
             dumps_in_flight: 2,
             quiet_after_ns: 1_000_000_000,
             turn_bytes_max: 1 << 20,
+            campaigns_per_turn_max: 64,
         }
     }
 }
@@ -71,6 +74,7 @@ impl ShardConfig {
             ("flush_log_bytes", self.flush_log_bytes),
             ("dumps_in_flight", self.dumps_in_flight),
             ("turn_bytes_max", self.turn_bytes_max),
+            ("campaigns_per_turn_max", self.campaigns_per_turn_max),
         ] {
             if value == 0 {
                 return fail(field, "must be above 0".into());

@@ -44,6 +44,8 @@ pub struct MultiRaft {
     pub(crate) lowest: BTreeMap<ShardId, u64>,
     pub(crate) queue: ReadyQueue,
     pub(crate) timers: Timers,
+    /// Slots whose election timer has run out, and whose turn hasn't come.
+    candidates: ReadyQueue,
     pub(crate) peers: Peers,
     pub(crate) callers: Callers,
     pub(crate) quiet: Quiet,
@@ -127,6 +129,7 @@ impl MultiRaft {
             lowest: BTreeMap::new(),
             queue: ReadyQueue::default(),
             timers: Timers::default(),
+            candidates: ReadyQueue::default(),
             callers: Callers::default(),
             quiet: Quiet::default(),
             leaders: BTreeSet::new(),
@@ -305,18 +308,43 @@ impl MultiRaft {
             let deadline = replica.raft.deadline();
             if deadline > self.now {
                 self.timers.arm(slot, deadline);
+            } else if !replica.raft.is_leader() {
+                self.candidates.push(slot);
             } else if replica.takes_part() {
                 replica.raft.tick(self.now);
                 self.touch(slot);
             }
         }
+        self.hold_elections();
         if self.now >= self.beat_at {
             self.beat();
         }
     }
 
+    /// Lets those campaign whose timers have run out, in order, so many in one turn: when a node dies, or this
+    /// one has stood still, a thousand groups must not fill one turn, and the peers', with their elections.
+    fn hold_elections(&mut self) {
+        let mut left = self.config.campaigns_per_turn_max;
+        while left > 0
+            && let Some(slot) = self.candidates.pop()
+        {
+            let replica = &mut self.replicas[slot];
+            // It may have heard a leader while it waited.
+            if replica.takes_part() && replica.raft.deadline() <= self.now {
+                replica.raft.tick(self.now);
+                let campaigns = u64::from(replica.raft.is_candidate());
+                self.stats.campaigns += campaigns;
+                left -= campaigns as usize;
+            }
+            self.touch(slot);
+        }
+    }
+
     /// When [`MultiRaft::tick`] is to be called at the latest.
     pub fn deadline(&self) -> Nanos {
+        if !self.candidates.is_empty() {
+            return self.now;
+        }
         self.timers.next().min(self.beat_at).min(self.silence_at())
     }
 

@@ -15,6 +15,8 @@ pub struct Stats {
     pub commits: u64,
     /// Entries applied, of all kinds.
     pub applied: u64,
+    /// Campaigns begun here because an election timer ran out.
+    pub campaigns: u64,
     /// Elections won here.
     pub elections: u64,
     /// Reads served.

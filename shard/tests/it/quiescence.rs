@@ -98,6 +98,31 @@ fn quiet_groups_of_a_dead_node_have_leaders_within_three_election_timeouts_and_n
     }
 }
 
+/// Two nodes stand still while the third dies: all its groups' timers run out in the same moment.
+#[test]
+fn elections_that_are_due_at_once_are_spread_over_turns() {
+    const SHARDS: u32 = 600;
+    let mut cluster = quiet_cluster(SHARDS);
+    let shards = shards(&cluster);
+    let orphans: Vec<_> = shards.into_iter().filter(|shard| cluster.leader_of(*shard) == Some(0)).collect();
+    cluster.isolated.insert(0);
+    cluster.now += 2 * ELECTION_TIMEOUT_MS * MS;
+    let (mut most, mut first) = (0, None);
+    let campaigns = |cluster: &Cluster| [1, 2].map(|node| cluster.nodes[node].multi.stats().campaigns);
+    let mut before = campaigns(&cluster);
+    for _ in 0..3 * ELECTION_TIMEOUT_MS {
+        cluster.turn();
+        let now = campaigns(&cluster);
+        let begun = now.iter().zip(before).map(|(now, before)| now - before).max().unwrap_or(0);
+        first = first.or((begun > 0).then_some(begun));
+        (most, before) = (most.max(begun), now);
+    }
+    let max = cluster.config.campaigns_per_turn_max as u64;
+    assert_eq!((most, first), (max, Some(max)), "all there may be in one turn, and no more");
+    let led = orphans.iter().filter(|shard| cluster.leader_of(**shard).is_some()).count();
+    assert_eq!(led, SHARDS as usize / 3, "groups with a new leader");
+}
+
 #[test]
 fn readers_of_a_dead_leaders_quiet_followers_put_off_no_election() {
     const SHARDS: u32 = 60;
