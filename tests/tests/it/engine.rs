@@ -240,7 +240,7 @@ fn a_shard_in_tables_answers_cold_conditions_and_reads_and_restarts_from_its_tab
         (0..3000).map(|at| engine.client().put_blocking(key(at), [at as u8; 700]).unwrap()).collect();
     for round in 0..2 {
         let client = engine.client();
-        let stale = client.with_consistency(Consistency::Stale);
+        let stale = client.with_consistency(Consistency::ANY_AGE);
         for at in (0..3000).step_by(173) {
             let found = client.get_versioned_blocking(key(at)).unwrap().unwrap();
             assert_eq!((found.version, &found.value[..]), (versions[at as usize], &[at as u8; 700][..]));
