@@ -22,8 +22,6 @@ pub enum BenchError {
     TooFewKeys { keys: u32, concurrency: u32 },
     #[error("--soak={every} takes fewer than {least} samples in --seconds {seconds}: too few to show growth")]
     TooFewSamples { every: f64, seconds: f64, least: usize },
-    #[error("the store failed: {0}")]
-    Store(String),
     #[error("the table library failed: {0}")]
     Tables(#[from] lsm_tree::Error),
     #[error("the reopened cluster has other shards than before")]

@@ -35,6 +35,8 @@ use std::time::{Duration, Instant};
 const NEWEST: SeqNo = SeqNo::MAX >> 1;
 const CACHE_BYTES: u64 = 64 << 20;
 const FILES_MAX: usize = 256;
+/// As long as the shard layer waits with a flush that was put off.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// As many as take two microseconds or so.
 const ARITHMETIC_STEPS: u32 = 800;
 
@@ -64,6 +66,8 @@ struct Report {
     /// Of this process, applying, flushing and compacting together.
     applied_per_cpu_second: f64,
     flushes: u64,
+    /// Flushes that were put off because compaction lagged.
+    put_off: u64,
 }
 
 /// Microseconds per way of reading.
@@ -142,6 +146,7 @@ pub fn run(options: &LsmOptions) -> Result<bool, BenchError> {
         applied: store.apply.len(),
         applied_per_cpu_second: store.apply.len() as f64 / store.cpu.as_secs_f64(),
         flushes: store.flushes,
+        put_off: store.put_off,
     };
     print(&report);
     if let Some(path) = &options.json {
@@ -169,6 +174,10 @@ fn print(report: &Report) {
         "{} ingestions of {} rows, {} runs on level 0 at the most",
         report.ingestions, report.flush_rows, report.level0_runs_max
     );
+    println!(
+        "{} puts applied ({:.0} per CPU second), {} flushes meanwhile, {} put off",
+        report.applied, report.applied_per_cpu_second, report.flushes, report.put_off
+    );
 }
 
 /// What the durable store did.
@@ -176,6 +185,7 @@ struct Applied {
     apply: Histogram<u64>,
     cpu: Duration,
     flushes: u64,
+    put_off: u64,
 }
 
 /// Puts of random keys into one shard's store.
@@ -185,10 +195,11 @@ fn apply_for(time: Duration, dir: &Path, options: &LsmOptions) -> Result<Applied
     let membership = descriptor.membership();
     let mut store = LsmStore::new(descriptor.shard, &stores);
     let value = vec![7; options.payload as usize];
-    let (mut apply, mut random, mut flushes) = (histogram(), Random(3), 0);
+    let (mut apply, mut random, mut flushes, mut put_off) = (histogram(), Random(3), 0, 0);
+    let mut not_before = Instant::now();
     let mut flush: Option<JoinHandle<Result<(), String>>> = None;
     let (begun, cpu) = (Instant::now(), usage::cpu_time());
-    for index in 1.. {
+    for index in (1..).take_while(|_| begun.elapsed() < time) {
         let command = encode_put(1, &key_bytes(random.below(options.keys)), &value).expect("a small put");
         let at = Mark::new(1, index);
         let before = Instant::now();
@@ -200,9 +211,16 @@ fn apply_for(time: Duration, dir: &Path, options: &LsmOptions) -> Result<Applied
         }
         let enough = store.unflushed_bytes() > u64::from(options.flush_rows) * u64::from(options.payload);
         if enough && flush.as_ref().is_none_or(JoinHandle::is_finished) {
-            if let Some(flush) = flush.take() {
-                flush.join().expect("a panic of it is a bug here").map_err(BenchError::Store)?;
-                flushes += 1;
+            match flush.take().map(|flush| flush.join().expect("a panic of it is a bug here")) {
+                None => {}
+                Some(Ok(())) => flushes += 1,
+                Some(Err(_)) => {
+                    put_off += 1;
+                    not_before = Instant::now() + RETRY_AFTER;
+                }
+            }
+            if Instant::now() < not_before {
+                continue;
             }
             let head = DumpHead {
                 shard: descriptor.shard,
@@ -213,14 +231,11 @@ fn apply_for(time: Duration, dir: &Path, options: &LsmOptions) -> Result<Applied
             let mut dump = store.flush(&head).expect("it has files");
             flush = Some(std::thread::spawn(move || dump.prepare()));
         }
-        if begun.elapsed() >= time {
-            break;
-        }
     }
     if let Some(flush) = flush {
-        flush.join().expect("a panic of it is a bug here").map_err(BenchError::Store)?;
+        flushes += u64::from(flush.join().expect("a panic of it is a bug here").is_ok());
     }
-    Ok(Applied { apply, cpu: usage::cpu_time() - cpu, flushes })
+    Ok(Applied { apply, cpu: usage::cpu_time() - cpu, flushes, put_off })
 }
 
 /// What the flushing thread did.
