@@ -15,6 +15,7 @@ use crate::remote::{ConnectError, Remote};
 use crate::scan::{Page, Scan, ScanOptions};
 use bytes::Bytes;
 use floe_raft::Nanos;
+use floe_shard::command::{BATCH_BYTES_MAX, COMMAND_HEAD_BYTES};
 use floe_shard::descriptor::Descriptor;
 use floe_shard::request::{
     Answer, Consistency, MemberChange, Query, Refusal, Request, Row, UnknownReason, Versioned,
@@ -245,6 +246,12 @@ impl Client {
         self.write(batch).wait()
     }
 
+    /// Replicates a command of your own state machine ([`crate::Engine::open_with`]): `payload` is what its `apply` gets, on
+    /// the shard that owns `key`. At most 16 MiB.
+    pub fn command(&self, key: impl AsRef<[u8]>, payload: &[u8]) -> Call<WriteOutcome, WriteError> {
+        Call::new(self.start_command(key.as_ref(), payload), decide_write)
+    }
+
     /// Reads a value.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Call<Option<Bytes>, ReadError> {
         let value = |found: Option<Versioned>| found.map(|found| found.value);
@@ -398,6 +405,16 @@ impl Client {
             return Err(WriteError::SpansShards { boundary });
         }
         self.start_write(descriptor.shard, encode(batch, descriptor.epoch.range)?)
+    }
+
+    fn start_command(&self, key: &[u8], payload: &[u8]) -> Result<Arc<Slot>, WriteError> {
+        let len = payload.len() + COMMAND_HEAD_BYTES;
+        if len > BATCH_BYTES_MAX {
+            return Err(CommandError::BatchTooLarge(len).into());
+        }
+        let (shard, range_epoch) = self.locate(key);
+        let command = [&range_epoch.to_le_bytes()[..], payload].concat();
+        self.start_write(shard, command.into())
     }
 
     fn start_write(&self, shard: ShardId, command: Bytes) -> Result<Arc<Slot>, WriteError> {

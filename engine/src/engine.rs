@@ -2,6 +2,7 @@
 
 use crate::client::{Backend, Client, Shared};
 use crate::clock;
+use crate::codec::NodeStatus;
 use crate::config::{Config, Store};
 use crate::driver::{CoreSetup, spawn};
 use crate::error::OpenError;
@@ -29,7 +30,7 @@ use std::thread::JoinHandle;
 pub struct Engine {
     client: Client,
     shared: Arc<Shared>,
-    /// Serves remote clients; there is one if the node has a port.
+    /// Serves remote clients; there is one from when the node has started until it stops.
     gateway: Option<Arc<Gateway>>,
     mailboxes: Vec<Arc<Mailbox>>,
     metrics: Vec<Arc<CoreMetrics>>,
@@ -112,11 +113,10 @@ impl Engine {
         for mailbox in &self.mailboxes {
             mailbox.control(Control::Connect);
         }
+        let gateway = Gateway::new(&own, config, self.shared.clone(), self.metrics.clone());
+        self.gateway = Some(gateway.clone());
         if let Some(listener) = listener {
             let known = config.nodes().into_iter().filter(|&node| node != config.node).collect();
-            let (shared, metrics) = (self.shared.clone(), self.metrics.clone());
-            let gateway = Gateway::new(&own, config, shared, metrics);
-            self.gateway = Some(gateway.clone());
             let acceptor = Acceptor::start(listener, own, known, self.mailboxes.clone(), Some(gateway));
             self.acceptor = Some(acceptor.map_err(OpenError::Spawn)?);
         }
@@ -136,6 +136,11 @@ impl Engine {
     /// Counters and latencies of all cores, added up.
     pub fn metrics(&self) -> Metrics {
         Metrics::sum(self.metrics.iter().map(|core| &**core))
+    }
+
+    /// How the node stands: its cores and its replicas. Asks each core, and waits for up to 2 s for one that is stuck.
+    pub fn status(&self) -> NodeStatus {
+        self.gateway.as_ref().map(|gateway| gateway.status()).unwrap_or_default()
     }
 
     /// The leading node of each shard that has a replica here, as far as is known here.

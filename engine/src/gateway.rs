@@ -57,6 +57,9 @@ pub struct Gateway {
     boot_epoch: u64,
     started: Nanos,
     members: Vec<Member>,
+    /// The shards, encoded, and a number for them.
+    shards: Vec<Vec<u8>>,
+    version: u64,
     shared: Arc<Shared>,
     metrics: Vec<Arc<CoreMetrics>>,
     sessions_max: usize,
@@ -91,7 +94,12 @@ impl Gateway {
         shared: Arc<Shared>,
         metrics: Vec<Arc<CoreMetrics>>,
     ) -> Arc<Self> {
+        let shards: Vec<_> = shared.map.iter().map(|descriptor| descriptor.encode().to_vec()).collect();
+        let version =
+            shards.iter().fold(0, |sum: u64, shard| sum.rotate_left(1) ^ u64::from(codec::checksum(shard)));
         Arc::new(Self {
+            version: version.max(1),
+            shards,
             node: own.node,
             boot_epoch: own.boot_epoch,
             started: clock::now(),
@@ -124,7 +132,14 @@ impl Gateway {
         let reader = FrameReader::new(socket.try_clone().map_err(io)?);
         let session = Arc::new(Session { socket, outbox: Mutex::default(), changed: Condvar::new() });
         let number = self.opened.fetch_add(1, Ordering::Relaxed);
-        self.sessions.lock().insert(number, Arc::clone(&session));
+        {
+            let mut sessions = self.sessions.lock();
+            // Several may have been let in at the same moment.
+            if sessions.len() >= self.sessions_max {
+                return Err("more clients than the node serves came at once".into());
+            }
+            sessions.insert(number, Arc::clone(&session));
+        }
         let writer = std::thread::Builder::new().name("floe-client-out".into()).spawn({
             let session = Arc::clone(&session);
             move || session.write_all()
@@ -157,7 +172,7 @@ impl Gateway {
         loop {
             match reader.next() {
                 Ok(Frame::Batch(batch)) => self.on_batch(session, batch)?,
-                Ok(Frame::Info(Info::AskMap)) => session.tell(Info::Map(self.map())),
+                Ok(Frame::Info(Info::AskMap { known })) => session.tell(Info::Map(self.map(known))),
                 Ok(Frame::Info(Info::AskStatus)) => session.tell(Info::Status(self.status())),
                 Ok(Frame::Info(_)) => return Err("a client told what only nodes tell".into()),
                 Err(FrameError::Closed | FrameError::Io(_)) => return Ok(()),
@@ -207,20 +222,20 @@ impl Gateway {
     }
 
     /// The cluster as it is known here.
-    fn map(&self) -> MapInfo {
+    fn map(&self, known: u64) -> MapInfo {
         let leaders: BTreeMap<_, _> =
             self.metrics.iter().flat_map(|core| core.leaders.lock().clone()).collect();
         let leader = |shard| leaders.get(shard).copied().flatten().map_or(0, |node: NodeId| node.0);
-        let shards = || self.shared.map.iter();
         MapInfo {
             nodes: self.members.iter().map(|member| member.node.0).collect(),
             addresses: self.members.iter().map(|member| member.address.clone()).collect(),
-            shards: shards().map(|descriptor| descriptor.encode().to_vec()).collect(),
-            leaders: shards().map(|descriptor| leader(&descriptor.shard)).collect(),
+            version: self.version,
+            shards: if known == self.version { Vec::new() } else { self.shards.clone() },
+            leaders: self.shared.map.iter().map(|descriptor| leader(&descriptor.shard)).collect(),
         }
     }
 
-    /// How the node stands. A core that doesn't answer in time is left out with its replicas.
+    /// How the node stands. A core that doesn't answer in time counts as one that doesn't run.
     pub(crate) fn status(&self) -> NodeStatus {
         let ask = |mailbox: &Arc<Mailbox>| {
             let (reply, replied) = channel();
@@ -228,17 +243,19 @@ impl Gateway {
             replied
         };
         let asked: Vec<_> = self.shared.mailboxes.iter().map(ask).collect();
-        let mut shards = Vec::new();
-        for (core, replied) in (0..).zip(asked) {
-            let statuses = replied.recv_timeout(STATUS_LIMIT).unwrap_or_default();
-            shards.extend(statuses.into_iter().map(|status| replica_status(core, status)));
+        let (mut shards, mut cores) = (Vec::new(), Vec::new());
+        for ((core, replied), metrics) in (0..).zip(asked).zip(&self.metrics) {
+            let replied = replied.recv_timeout(STATUS_LIMIT);
+            cores.push(core_status(metrics, replied.is_ok()));
+            let statuses = replied.into_iter().flatten();
+            shards.extend(statuses.map(|status| replica_status(core, status)));
         }
         shards.sort_by_key(|shard| shard.shard);
         NodeStatus {
             node: self.node.0,
             boot_epoch: self.boot_epoch,
             uptime_ms: (clock::now() - self.started) / 1_000_000,
-            cores: self.metrics.iter().map(|core| core_status(core)).collect(),
+            cores,
             shards,
         }
     }
@@ -374,9 +391,10 @@ fn answer_bytes(answer: &Answer) -> usize {
     }
 }
 
-fn core_status(core: &CoreMetrics) -> CoreStatus {
+fn core_status(core: &CoreMetrics, runs: bool) -> CoreStatus {
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     CoreStatus {
+        runs,
         log_disk_bytes: read(&core.wal_disk_bytes),
         log_queued_bytes: read(&core.wal_queued_bytes),
         requests_pending: read(&core.requests_pending),

@@ -81,10 +81,10 @@ pub use scan::ScanOptions;
 pub use seam::StartReport;
 pub use worker::MachineFactory;
 
-pub use floe_raft::ConfigError;
+pub use floe_raft::{ConfigError, Mark};
 pub use floe_shard::descriptor::{Descriptor, KeyRange};
 pub use floe_shard::request::{
-    BusyReason, Consistency, MEMBER_CHANGES_MAX, MemberChange, Row, Seat, UnknownReason, Versioned,
+    BusyReason, Consistency, MEMBER_CHANGES_MAX, MemberChange, Query, Row, Seat, UnknownReason, Versioned,
 };
 pub use floe_shard::state_machine;
 pub use floe_shard::{CommandError, NodeId, ShardId, WriteBatch};

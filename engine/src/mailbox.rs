@@ -44,7 +44,7 @@ pub enum Control {
         /// Who is at the other end.
         hello: crate::transport::Hello,
     },
-    /// How do this core's replicas stand? The answer may never come: the core may end.
+    /// How do this core's replicas stand? Unless the core runs, the sender is dropped without an answer.
     Status(Sender<Vec<ShardStatus>>),
     /// The node has booted and its identity is set: connect to the peers.
     Connect,

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident,)*) => {
         /// One core's counters. All only grow, apart from those whose text says "now".
         #[derive(Default)]
         pub struct CoreMetrics {
-            $($(#[$doc])* pub $name: AtomicU64,)*
+            $($(#[doc = $doc])* pub $name: AtomicU64,)*
             /// Nanoseconds from request to answer, as the core sees it.
             pub request_latency: Latency,
             /// Nanoseconds from the issue of a WAL write to its completion.
@@ -24,7 +24,7 @@ macro_rules! counters {
         #[derive(Clone, Debug)]
         #[non_exhaustive]
         pub struct Metrics {
-            $($(#[$doc])* pub $name: u64,)*
+            $($(#[doc = $doc])* pub $name: u64,)*
             /// Nanoseconds from request to answer, as the cores see it.
             pub request_latency: Histogram<u64>,
             /// Nanoseconds from the issue of a WAL write to its completion.
@@ -32,6 +32,16 @@ macro_rules! counters {
         }
 
         impl Metrics {
+            /// Every number with its name and its meaning.
+            pub fn counters(&self) -> Vec<(&'static str, &'static str, u64)> {
+                vec![$((stringify!($name), concat!($($doc),*).trim_ascii(), self.$name),)*]
+            }
+
+            /// Whether a number with this meaning can fall again.
+            pub fn is_gauge(meaning: &str) -> bool {
+                meaning.ends_with(" now.")
+            }
+
             /// Adds the cores up.
             pub fn sum<'a>(cores: impl IntoIterator<Item = &'a CoreMetrics>) -> Self {
                 let mut sum = Self {

@@ -195,10 +195,12 @@ impl Inner {
     /// # Errors
     /// It can't be so.
     fn on_map(&self, at: usize, info: MapInfo) -> Result<(), String> {
-        let map = Arc::new(routes::map_of(&info)?);
         let mut table = self.table.lock();
+        let told = routes::map_of(&info, table.version)?;
+        let map = told.map_or_else(|| self.map.load_full(), Arc::new);
         if routes::is_news(&self.map.load(), &map) {
             self.map.store(Arc::clone(&map));
+            table.version = info.version;
         }
         table.learn(at, info, &map);
         drop(table);

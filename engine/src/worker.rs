@@ -135,9 +135,9 @@ impl Worker {
         }
     }
 
-    /// How each replica stands; none unless the core runs.
-    pub fn statuses(&self) -> Vec<ShardStatus> {
-        self.multi().map(|multi| multi.statuses().collect()).unwrap_or_default()
+    /// How each replica stands; `None` unless the core runs.
+    pub fn statuses(&self) -> Option<Vec<ShardStatus>> {
+        Some(self.multi()?.statuses().collect())
     }
 
     fn take(&mut self, now: Nanos, input: Input, effects: &mut Effects) -> Result<(), Failure> {

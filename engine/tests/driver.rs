@@ -40,8 +40,8 @@ mod worker {
         pub fn has_work(&self) -> bool {
             self.0.has_work()
         }
-        pub fn statuses(&self) -> Vec<floe_shard::ShardStatus> {
-            Vec::new()
+        pub fn statuses(&self) -> Option<Vec<floe_shard::ShardStatus>> {
+            None
         }
     }
 }

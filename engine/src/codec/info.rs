@@ -9,7 +9,10 @@ use rkyv::{Archive, Deserialize, Serialize};
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub enum Info {
     /// Client: who is in the cluster, and which shard is where?
-    AskMap,
+    AskMap {
+        /// The version of the shards that it knows; 0 = none.
+        known: u64,
+    },
     /// Client: how do you stand?
     AskStatus,
     /// Node: the answer to `AskMap`.
@@ -25,9 +28,11 @@ pub struct MapInfo {
     pub nodes: Vec<u64>,
     /// Their addresses; parallel to `nodes`.
     pub addresses: Vec<String>,
-    /// Descriptors of all shards, encoded.
+    /// Another number for other shards; never 0.
+    pub version: u64,
+    /// Descriptors of all shards, encoded, in order of their keys; none if the client knows this version.
     pub shards: Vec<Vec<u8>>,
-    /// The leading node of each shard, as far as is known; 0 = it isn't. Parallel to `shards`.
+    /// The leading node of each shard, as far as is known; 0 = it isn't. In order of the shards.
     pub leaders: Vec<u64>,
 }
 
@@ -49,6 +54,8 @@ pub struct NodeStatus {
 /// How one core stands. Counts are since the start.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct CoreStatus {
+    /// Whether it runs: not while it starts, and not after it has met a disk or a log that it can't go on with.
+    pub runs: bool,
     /// Bytes of its log's segment files.
     pub log_disk_bytes: u64,
     /// Bytes that wait for their write to the log.
@@ -103,9 +110,9 @@ macro_rules! pin {
 
 pin! {
     ArchivedInfo = 48;
-    ArchivedMapInfo = 32;
+    ArchivedMapInfo = 40;
     ArchivedNodeStatus = 40;
-    ArchivedCoreStatus = 48;
+    ArchivedCoreStatus = 56;
     ArchivedReplicaStatus = 104;
 }
 
@@ -148,17 +155,18 @@ mod tests {
     use rkyv::util::AlignedVec;
 
     fn infos() -> [Info; 4] {
-        let core = CoreStatus { log_disk_bytes: 1, busy: 2, ..CoreStatus::default() };
+        let core = CoreStatus { runs: true, log_disk_bytes: 1, busy: 2, ..CoreStatus::default() };
         let replica = ReplicaStatus { shard: 3, core: 4, fault: "broken".into(), ..ReplicaStatus::default() };
         let (cores, shards) = (vec![core; 2], vec![replica; 3]);
         let map = MapInfo {
             nodes: vec![1, 2],
             addresses: vec!["one:1".into(), "two:2".into()],
+            version: 9,
             shards: vec![vec![1, 2, 3], Vec::new()],
             leaders: vec![0, 2],
         };
         let status = NodeStatus { node: 5, boot_epoch: 6, uptime_ms: 7, cores, shards };
-        [Info::AskMap, Info::AskStatus, Info::Map(map), Info::Status(status)]
+        [Info::AskMap { known: 3 }, Info::AskStatus, Info::Map(map), Info::Status(status)]
     }
 
     fn aligned(bytes: &[u8]) -> AlignedVec {

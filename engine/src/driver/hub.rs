@@ -91,8 +91,10 @@ impl Hub {
                 Control::Accepted { socket, hello } => collected.accepted.push((socket, hello)),
                 Control::Connect => self.start_dialers(),
                 Control::Status(reply) => {
-                    // Whoever asked may have stopped waiting.
-                    let _ = reply.send(self.worker.statuses());
+                    if let Some(statuses) = self.worker.statuses() {
+                        // Whoever asked may have stopped waiting.
+                        let _ = reply.send(statuses);
+                    }
                 }
                 Control::Shutdown => {
                     self.mailbox.close();

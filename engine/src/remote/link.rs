@@ -160,15 +160,15 @@ fn send_all(inner: &Inner, at: usize, socket: &TcpStream, wake: &Condvar) -> io:
             }
             wake.wait(&mut table);
         }
-        let asks = std::mem::take(&mut table.links[at].asks);
+        let asks = std::mem::take(&mut table.links[at].asks).then_some(Info::AskMap { known: table.version });
         let messages = take_batch(&mut table, at);
         drop(table);
         let mut frame = OutFrame::default();
         if !messages.is_empty() {
             frame = codec::encode(&PeerBatch { messages, ..PeerBatch::default() });
         }
-        if asks {
-            frame.parts.extend(codec::encode_info(&Info::AskMap).map(Into::into));
+        if let Some(question) = asks {
+            frame.parts.extend(codec::encode_info(&question).map(Into::into));
         }
         write_frame(socket, &frame)?;
     }
@@ -233,7 +233,7 @@ pub fn ask_status(endpoint: &str, limit: Duration) -> Result<NodeStatus, Connect
 /// # Errors
 /// As [`ask_status`].
 pub fn ask_map(endpoint: &str, limit: Duration) -> Result<MapInfo, ConnectError> {
-    let told = ask(endpoint, &Info::AskMap, limit)?;
+    let told = ask(endpoint, &Info::AskMap { known: 0 }, limit)?;
     let Info::Map(map) = told else { return Err(no_answer(endpoint)) };
     Ok(map)
 }

@@ -101,6 +101,8 @@ pub(super) struct Table {
     leaders: BTreeMap<ShardId, NodeId>,
     members: Vec<(NodeId, String)>,
     next_id: u64,
+    /// The version of the shards that are known; 0 = none.
+    pub(super) version: u64,
     /// When the clock was looked at last.
     now: Nanos,
     /// Lower bound of all deadlines.
@@ -304,7 +306,7 @@ impl Table {
         ids.into_iter().filter_map(|id| self.remove(id)).map(unanswered).collect()
     }
 
-    /// Takes in what a node says of the cluster. A node knows best what it leads itself.
+    /// Takes in what a node says of the cluster, whose shards are those of `map`. A node knows best what it leads itself.
     pub(super) fn learn(&mut self, at: usize, info: MapInfo, map: &ShardMap) {
         self.links[at].asked_at = None;
         let teller = self.links[at].node;
@@ -359,13 +361,17 @@ fn bad_answer(pending: &Pending) -> Answer {
     }
 }
 
-/// The shards that a node tells of, which cover every key.
+/// The shards that a node tells of, which cover every key; `None` if it tells of none, as the client knows them.
 ///
 /// # Errors
-/// They don't, or can't be read.
-pub(super) fn map_of(info: &MapInfo) -> Result<ShardMap, String> {
-    if info.nodes.len() != info.addresses.len() || info.shards.len() != info.leaders.len() {
+/// They don't cover every key, or can't be read.
+pub(super) fn map_of(info: &MapInfo, known: u64) -> Result<Option<ShardMap>, String> {
+    let is_known = info.shards.is_empty() && info.version == known;
+    if info.nodes.len() != info.addresses.len() || !(is_known || info.shards.len() == info.leaders.len()) {
         return Err("a map's columns differ in length".into());
+    }
+    if is_known {
+        return Ok(None);
     }
     let decode = |bytes: &Vec<u8>| Descriptor::decode(bytes).map_err(|error| error.to_string());
     let shards = info.shards.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
@@ -376,7 +382,7 @@ pub(super) fn map_of(info: &MapInfo) -> Result<ShardMap, String> {
     let whole =
         |first: &Descriptor, last: &Descriptor| first.range.start.is_empty() && last.range.end.is_empty();
     match (shards.first(), shards.last()) {
-        (Some(first), Some(last)) if joins && whole(first, last) => Ok(ShardMap::new(shards)),
+        (Some(first), Some(last)) if joins && whole(first, last) => Ok(Some(ShardMap::new(shards))),
         _ => Err("a map's shards don't cover every key once".into()),
     }
 }

@@ -172,3 +172,46 @@ fn help_teaches_and_shells_can_complete() {
     let script = floe().args(["completions", "bash"]).output().unwrap();
     assert!(String::from_utf8(script.stdout).unwrap().contains("import"));
 }
+
+/// What an HTTP server says to a GET, its head included.
+fn fetch(address: &str, path: &str) -> String {
+    use std::io::{Read, Write};
+    let mut socket = std::net::TcpStream::connect(address).unwrap();
+    socket.write_all(format!("GET {path} HTTP/1.1\r\nHost: floe\r\n\r\n").as_bytes()).unwrap();
+    let mut said = String::new();
+    socket.read_to_string(&mut said).unwrap();
+    said
+}
+
+#[test]
+fn metrics_and_health_are_served_where_asked_for() {
+    let dir = temp_dir();
+    let ports = free_ports(2);
+    let (address, metrics) = (format!("127.0.0.1:{}", ports[0]), format!("127.0.0.1:{}", ports[1]));
+    let file = dir.path().join("node.toml");
+    let text =
+        format!("dir = {:?}\n[[members]]\nnode = 1\naddress = \"{address}\"\n", dir.path().join("data"));
+    std::fs::write(&file, text).unwrap();
+    let mut node =
+        Process::start(floe().arg("node").arg("--config").arg(&file).args(["--metrics", &metrics]));
+    node.await_line("serves on");
+    (0..5).for_each(|row| drop(says(&address, &["put", &format!("key {row}"), "value"])));
+    let said = fetch(&metrics, "/metrics");
+    for line in [
+        "# TYPE floe_requests counter",
+        "# TYPE floe_requests_pending gauge",
+        "floe_shards_led 1",
+        "floe_shards_without_leader 0",
+        "floe_request_seconds{quantile=\"0.99\"}",
+    ] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    let requests = said.lines().find_map(|line| line.strip_prefix("floe_requests ")).unwrap();
+    assert!(requests.parse::<u64>().unwrap() >= 5, "{said}");
+    let (head, body) = said.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains(&format!("Content-Length: {}", body.len())));
+    assert!(fetch(&metrics, "/health").ends_with("ok: 1 cores, 1 replicas\n"));
+    assert!(fetch(&metrics, "/elsewhere").starts_with("HTTP/1.1 404"));
+    node.signal("TERM");
+    assert!(node.rest().1.success());
+}

@@ -5,6 +5,7 @@
 
 mod check_history;
 mod commands;
+mod documents;
 mod engine;
 mod members;
 mod process_faults;

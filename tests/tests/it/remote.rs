@@ -121,7 +121,7 @@ fn a_write_whose_connection_breaks_is_unknown_and_one_that_never_left_is_surely_
         let mut reply = [0; floe::transport::REPLY_LEN];
         node.read_exact(&mut reply).unwrap();
         client.write_all(&reply).unwrap();
-        let ask = encode_info(&Info::AskMap).unwrap();
+        let ask = encode_info(&Info::AskMap { known: 0 }).unwrap();
         let mut asked = vec![0; ask.len()];
         client.read_exact(&mut asked).unwrap();
         // A map of this node alone, so that the client finds no other.
@@ -163,7 +163,7 @@ fn what_a_client_may_not_send_ends_its_connection_and_nothing_else() {
         body: floe_raft::Body::Vote { last: floe_raft::Mark { term: 999, index: 999 }, transfer: true },
     };
     let (shard, epoch) = (floe::ShardId(1), floe_shard::Epoch { range: 1, membership: 1 });
-    let good = encode_info(&Info::AskMap).unwrap();
+    let good = encode_info(&Info::AskMap { known: 0 }).unwrap();
     let mut spoiled = good.clone();
     *spoiled.last_mut().unwrap() ^= 1;
     let bad = [

@@ -48,7 +48,7 @@ impl Cluster {
 pub struct PutArgs {
     #[command(flatten)]
     cluster: Cluster,
-    /// The key: 1 byte to 64 KiB.
+    /// The key: 1 byte to 16 KiB.
     key: OsString,
     /// The value; `-` reads it from standard input.
     value: OsString,

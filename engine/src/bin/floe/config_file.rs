@@ -446,6 +446,19 @@ mod tests {
     }
 
     #[test]
+    fn units_mean_what_they_say() {
+        let config = parse(
+            "timeout = \"3s\"\nspin_before_park = \"7us\"\nlog_bytes_max = \"3 GiB\"\nflush_log_bytes = \"5 KiB\"\n\
+             send_queue_bytes_max = \"64 MiB\"\n[[members]]\nnode = 1\naddress = \"h:1\"",
+        )
+        .expect("it is right");
+        assert_eq!(config.timeout, Duration::from_secs(3));
+        assert_eq!(config.spin_before_park, Duration::from_nanos(7000));
+        assert_eq!((config.log_bytes_max, config.flush_log_bytes), (3 << 30, 5 << 10));
+        assert_eq!(config.send_queue_bytes_max, 64 << 20);
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let error = |text: &str| {
             let config = parse(&format!("{text}\n[[members]]\nnode = 1\naddress = \"h:1\"\n"));

@@ -7,6 +7,7 @@ mod import;
 mod local;
 mod node;
 mod rows;
+mod scrape;
 mod signals;
 mod status;
 mod wal;

@@ -5,6 +5,7 @@ use crate::signals::StopSignals;
 use clap::Args;
 use floe::{Config, Engine, StartReport};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Runs one node until SIGTERM or Ctrl-C.
@@ -20,6 +21,9 @@ pub struct NodeArgs {
     /// Its configuration; `floe config` prints one with the defaults.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Serve `/metrics` (for Prometheus) and `/health` over HTTP on this address.
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics: Option<String>,
     /// Stop as well when standard input ends: with the process that started it.
     #[arg(long, hide = true)]
     until_stdin_ends: bool,
@@ -34,11 +38,23 @@ pub fn run(args: &NodeArgs) -> Result<(), String> {
     let begun = Instant::now();
     let engine = Engine::open(config.clone()).map_err(|error| error.to_string())?;
     crate::print(&started(&config, engine.start_report(), begun.elapsed()))?;
+    let mut engine = Arc::new(engine);
+    if let Some(address) = &args.metrics {
+        crate::scrape::start(address, config.node, &engine)?;
+    }
     if args.until_stdin_ends {
         stop_with_stdin()?;
     }
     let signal = signals.wait().map_err(|error| format!("can't wait for signals: {error}"))?;
     crate::print(&format!("node {}: stopping ({signal})\n", config.node.0))?;
+    let engine = loop {
+        match Arc::try_unwrap(engine) {
+            Ok(engine) => break engine,
+            // Somebody is being told the metrics.
+            Err(still) => engine = still,
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    };
     engine.shutdown();
     crate::print(&format!("node {}: stopped\n", config.node.0))
 }

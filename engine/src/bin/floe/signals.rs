@@ -11,9 +11,12 @@ impl StopSignals {
     /// # Errors
     /// What the system says.
     pub fn block() -> io::Result<Self> {
+        // A shell starts background jobs with SIGINT ignored, and an ignored signal may not reach who waits for it.
         // SAFETY: all-zero bytes are a valid sigset_t, which sigemptyset and sigaddset then fill; the set
-        // lives across all calls, and no old mask is asked for.
+        // lives across all calls, and no old mask is asked for. `signal` takes no pointers.
         unsafe {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            libc::signal(libc::SIGTERM, libc::SIG_DFL);
             let mut set: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&raw mut set);
             libc::sigaddset(&raw mut set, libc::SIGINT);

@@ -117,7 +117,7 @@ impl Picture {
         for node in &self.nodes {
             // Writing to a String can't fail.
             let _ = match &node.status {
-                Ok(status) => writeln!(out, "{}", node_line(node, status)),
+                Ok(status) => write!(out, "{}", node_line(node, status)),
                 Err(reason) => writeln!(out, "{:>5} {:22} DOWN: {reason}", node.id, node.address),
             };
         }
@@ -150,7 +150,7 @@ impl Picture {
             Ok(status) => json!({
                 "node": node.id, "address": node.address, "up": true,
                 "start": status.boot_epoch, "uptime_ms": status.uptime_ms,
-                "cores": status.cores.iter().map(|core| json!({
+                "cores": status.cores.iter().map(|core| json!({ "runs": core.runs,
                     "log_disk_bytes": core.log_disk_bytes, "log_queued_bytes": core.log_queued_bytes,
                     "requests_pending": core.requests_pending, "requests": core.requests,
                     "busy": core.busy, "elections": core.elections,
@@ -216,8 +216,11 @@ fn shard(descriptor: &[u8], nodes: &[Node]) -> Result<Shard, String> {
 fn node_line(node: &Node, status: &NodeStatus) -> String {
     let sum = |of: fn(&floe::CoreStatus) -> u64| status.cores.iter().map(of).sum::<u64>();
     let leads = status.shards.iter().filter(|replica| replica.is_leader).count();
+    let ended: Vec<_> =
+        (0_u16..).zip(&status.cores).filter(|(_, core)| !core.runs).map(|(at, _)| at).collect();
+    let ended = if ended.is_empty() { String::new() } else { format!("  cores {ended:?} DON'T RUN") };
     format!(
-        "{:>5} {:22} {:>6} {:>9} {:>6} {:>9} {:>6} {:>11} {:>8} {:>6}",
+        "{:>5} {:22} {:>6} {:>9} {:>6} {:>9} {:>6} {:>11} {:>8} {:>6}{ended}\n",
         node.id,
         node.address,
         status.boot_epoch,
