@@ -59,7 +59,7 @@ mod tests {
         newer.epoch.range += 1;
         newer.range.end = [&newer.range.end[..], b"a"].concat().into();
         assert!(sound().observe(&newer).is_err(), "it reaches into the next one");
-        newer.range.end = shards[1].range.start.to_vec().into_iter().chain([1]).collect::<Vec<_>>().into();
+        newer.range.end = shards[1].range.start.iter().copied().chain([1]).collect::<Vec<_>>().into();
         assert!(sound().observe(&newer).is_ok(), "it became smaller");
         let mut other = shards[1].clone();
         other.range.start = shards[0].range.start.clone();
