@@ -344,7 +344,7 @@ impl Client {
     /// replica is destroyed.
     ///
     /// # Errors
-    /// See [`WriteError`]. [`WriteError::Busy`] with [`BusyReason::MemberChange`] if an earlier change isn't finished.
+    /// See [`WriteError`]. [`WriteError::Busy`] with [`BusyReason::MemberChange`](crate::BusyReason::MemberChange) if an earlier change isn't finished.
     pub fn change_members_blocking(
         &self,
         shard: ShardId,

@@ -117,7 +117,7 @@ pub enum CodecError {
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameKind {
-    /// A [`PeerBatch`](floe_shard::peer::PeerBatch).
+    /// What one core has for another: a `PeerBatch`.
     Batch,
     /// An [`Info`]; only between a client and a node.
     Info,

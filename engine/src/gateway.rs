@@ -1,4 +1,4 @@
-//! A node's side of its remote clients: one [`Session`] per connection, with a thread that reads and one that writes.
+//! A node's side of its remote clients: one `Session` per connection, with a thread that reads and one that writes.
 //!
 //! A client's requests go the way of a local caller's: first a read under the lease on the session's own thread, else
 //! into the mailbox of the core that owns the shard, which forwards it to the node that leads if need be. So a client
