@@ -80,3 +80,23 @@ fn a_learner_that_nobody_has_heard_of_is_not_promoted() {
         heal_and_judge(cluster).map(|_| ())
     });
 }
+
+/// A learner asks for no votes, so nobody tells it that it was removed but who orders another one to its place.
+#[test]
+fn a_learner_comes_where_a_removed_one_has_not_heard_of_it() {
+    on_seeds(4, |cluster| {
+        load(cluster, 100)?;
+        let founders = others(cluster, 0);
+        let spare = (1..=4).find(|node| !founders.contains(node)).expect("one of four is no founder");
+        make(cluster, spare, Seat::Learner)?;
+        cluster.run_for(SEC)?;
+        cluster.crash_node(spare as usize - 1, Crash::Process, 60 * SEC);
+        make(cluster, spare, Seat::Vacant)?;
+        // Longer than its farewells are repeated.
+        cluster.run_for(5 * SEC)?;
+        make(cluster, spare, Seat::Learner)?;
+        heal_and_judge(cluster)?;
+        assert_eq!(cluster.descriptor(shard(cluster)).membership().learners.len(), 1);
+        Ok(())
+    });
+}
