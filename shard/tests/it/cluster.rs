@@ -45,6 +45,8 @@ pub struct Cluster {
     pub map: ShardMap,
     /// Nodes that nobody hears, and that hear nobody.
     pub isolated: BTreeSet<usize>,
+    /// Nodes of which others hear nothing but that they live.
+    pub beats_only: BTreeSet<usize>,
     /// From whom to whom nothing arrives.
     pub cut: BTreeSet<(usize, usize)>,
     pub disk_latency: Nanos,
@@ -84,6 +86,7 @@ impl Cluster {
             map: ShardMap::new(descriptors.clone()),
             isolated: BTreeSet::new(),
             cut: BTreeSet::new(),
+            beats_only: BTreeSet::new(),
             disk_latency: 2 * MS,
             slow_disks: BTreeMap::new(),
             network: VecDeque::new(),
@@ -116,8 +119,11 @@ impl Cluster {
     /// One millisecond passes.
     pub fn turn(&mut self) {
         self.now += MS;
-        for (from, to, batch) in std::mem::take(&mut self.network) {
+        for (from, to, mut batch) in std::mem::take(&mut self.network) {
             let ends = [from, to].map(|end| end.node.0 as usize - 1);
+            if self.beats_only.contains(&ends[0]) {
+                batch = PeerBatch { beat: batch.beat, ..PeerBatch::default() };
+            }
             let is_cut = self.cut.contains(&(ends[0], ends[1]));
             if !is_cut && !ends.iter().any(|end| self.isolated.contains(end)) {
                 self.nodes[ends[1]].multi.receive(self.now, from, batch);

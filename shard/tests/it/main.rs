@@ -2,6 +2,7 @@
 
 mod allocator;
 mod cluster;
+mod connectivity;
 mod decoders;
 mod faulty_peer;
 mod jobs;

@@ -217,3 +217,54 @@ fn groups_stay_awake_if_they_are_told_to() {
     cluster.run(5000);
     assert_eq!(quiet_replicas(&cluster), 0);
 }
+
+/// A leader hears of a peer's return from its beat; nothing else is said in a quiet group.
+#[test]
+fn a_returning_peer_is_woken_although_nobody_has_anything_to_say() {
+    let mut cluster = one_shard();
+    let leader = cluster.await_leader(S1);
+    cluster.put(leader, S1, b"a", b"1");
+    let away = others(leader)[0];
+    cluster.isolated.insert(away);
+    cluster.put(leader, S1, b"a", b"2");
+    cluster.run_until("the living are quiet", |cluster| {
+        (0..3).all(|node| (node == away) != (cluster.nodes[node].multi.quiet_replicas() == 1))
+    });
+    cluster.run(1000);
+    // The one that comes back hears, but isn't heard but for its beats: it can't ask for anything by itself.
+    cluster.isolated.clear();
+    cluster.beats_only.insert(away);
+    cluster.run(100);
+    assert!(!cluster.nodes[leader].multi.raft(S1).unwrap().is_quiet(), "there is one who waits for a leader");
+    let follows = cluster.nodes[away].multi.status(S1).unwrap().leader_node;
+    assert_eq!(follows, Some(cluster.nodes[leader].addr.node));
+}
+
+/// All orphans of a node hear of its death at once. Each counts a timeout of its own from the last beat on.
+#[test]
+fn timers_are_spread_when_orphans_wake() {
+    const SHARDS: u32 = 300;
+    let mut cluster = quiet_cluster(SHARDS);
+    let orphans: Vec<_> =
+        shards(&cluster).into_iter().filter(|shard| cluster.leader_of(*shard) == Some(0)).collect();
+    cluster.run(30);
+    cluster.isolated.insert(0);
+    let died_at = cluster.now;
+    let mut campaigns = std::collections::BTreeMap::<u64, usize>::new();
+    let mut waiting: std::collections::BTreeSet<_> = orphans.iter().copied().collect();
+    while !waiting.is_empty() && cluster.now < died_at + ELECTION_TIMEOUT_MS * MS {
+        cluster.turn();
+        let stands = |shard: &ShardId| {
+            [1, 2].iter().any(|&node| {
+                let raft = cluster.nodes[node].multi.raft(*shard).unwrap();
+                raft.leader().is_none() && !raft.is_quiet()
+            })
+        };
+        let stood: Vec<_> = waiting.iter().copied().filter(stands).collect();
+        stood.iter().for_each(|shard| assert!(waiting.remove(shard)));
+        *campaigns.entry((cluster.now - died_at) / (10 * MS)).or_default() += stood.len();
+    }
+    assert!(waiting.is_empty(), "{} groups didn't campaign within an election timeout", waiting.len());
+    let most = campaigns.values().max();
+    assert!(most <= Some(&35), "{campaigns:?}: campaigns of 100 groups per 10 ms");
+}
