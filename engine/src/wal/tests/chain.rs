@@ -6,8 +6,9 @@ use super::crash::{Node, STORE, config, recover};
 use super::disk::Disk;
 use super::model::{append, entries, state};
 use crate::disk::BLOCK;
-use crate::wal::segment::parse_segment_header;
+use crate::wal::segment::{FRAMES_AT, parse_segment_header};
 use crate::wal::{Record, RecoveryError, WalConfig};
+use floe_shard::ShardId;
 use std::collections::BTreeSet;
 
 /// Writes entries of shard 1, each in a frame of its own, until frames lie in so many segments.
@@ -44,6 +45,30 @@ fn the_segment_that_breaks_the_chain_is_named_and_not_the_oldest() {
     node.disk.bytes(broken)[..2 * BLOCK].fill(0);
     match recover(&mut node.disk) {
         Err(RecoveryError::Corruption { file, .. }) => assert_eq!(*file, **broken, "of {segments:?}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// (Misdirected writes: recovery went on with the next segment, and a shard that had records only before was gone.)
+#[test]
+fn the_first_frame_of_the_oldest_needed_segment_is_not_skipped() {
+    let (mut node, mut next) = booted();
+    fill(&mut node, &mut next, 3);
+    let mut whole = node.model.shards[&ShardId(1)].clone();
+    whole.home_epoch += 1;
+    node.append(Record::ShardReset(Box::new(whole)));
+    node.settle();
+    for _ in 0..3 {
+        node.append(append(1, 1, entries(1, next, 1, &[7; 3000])));
+        node.settle();
+        next += 1;
+    }
+    let oldest = frames(&mut node.disk).last().expect("there are frames").3.oldest;
+    assert!(oldest > 3, "{oldest}: what lies before the whole state is not needed");
+    let path = ids(&mut node.disk).into_iter().find(|(id, _)| *id == oldest).expect("it is needed").1;
+    node.disk.bytes(&path)[FRAMES_AT as usize..][..BLOCK].fill(0);
+    match recover(&mut node.disk) {
+        Err(RecoveryError::Corruption { file, .. }) => assert_eq!(*file, *path),
         other => panic!("{other:?}"),
     }
 }
