@@ -172,9 +172,10 @@ impl Clients {
         }
     }
 
-    /// The only operation of a client that comes with many others.
+    /// The only operation of a client that comes with many others: a write, as reads may pass the core by.
     pub fn begin_in_burst(&mut self, now: Nanos, client: ClientId) -> Call {
-        let call = self.begin(now, client);
+        let key = self.random.below(self.keys.len() as u64) as u32;
+        let call = self.put(now, client, key);
         self.counts.begun -= 1;
         self.counts.burst += 1;
         call
