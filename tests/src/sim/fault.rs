@@ -260,12 +260,11 @@ impl Cluster {
         }
     }
 
-    /// More requests at once than a core takes in; each comes from a client of its own.
+    /// More requests at once than a node's cores take in; each comes from a client of its own.
     fn overload(&mut self, node: usize) {
-        if self.nodes[node].process.is_none() {
-            return;
-        }
-        for _ in 0..self.plan.requests_max as u64 + self.random.between(20, 100) {
+        let Some(process) = &self.nodes[node].process else { return };
+        let taken = process.cores.len() * self.plan.requests_max;
+        for _ in 0..taken as u64 + self.random.between(20, 100) {
             let client = BURSTS + self.clients.counts.burst as u32;
             let call = self.clients.begin_in_burst(self.queue.now(), client);
             self.send_call(client, node, call);

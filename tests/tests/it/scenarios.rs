@@ -256,7 +256,7 @@ fn an_overload_is_refused_early_and_loses_nothing() {
             load(cluster, 600)?;
             heal_and_judge(cluster)?;
             let counts = cluster.clients.counts;
-            assert!(counts.burst >= 3 * 80 && counts.busy > 10, "{counts:?}");
+            assert!(counts.burst >= 3 * 2 * 60 && counts.busy > 10, "{counts:?}");
             assert_eq!(counts.unknown, 0, "whoever was taken in was served: {counts:?}");
             Ok(())
         },
