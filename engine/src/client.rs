@@ -136,8 +136,9 @@ impl<T, E> Call<T, E> {
     }
 }
 
-/// Calls of one thread that may be ready at once before one of them lets the executor's other tasks run.
-const READY_MAX: u32 = 32;
+/// Calls of one thread that may be ready at once before one of them lets the executor's other tasks run. A
+/// call that does so is as slow as a round of all tasks, so it had better be fewer than one in a hundred.
+const READY_MAX: u32 = 128;
 
 /// Whether a call that could be ready should let others go first. A task that awaits one such call after the
 /// other never returns to its executor otherwise, and tasks that wait for a core are never polled.
