@@ -6,8 +6,10 @@ use super::crash::{Node, STORE, config, recover};
 use super::disk::Disk;
 use super::model::{append, entries, state};
 use crate::disk::BLOCK;
+use crate::wal::frame::FrameHeader;
 use crate::wal::segment::{FRAMES_AT, parse_segment_header};
-use crate::wal::{Record, RecoveryError, WalConfig};
+use crate::wal::{Record, RecoveryError, ShardState, WalConfig};
+use floe_raft::Mark;
 use floe_shard::ShardId;
 use std::collections::BTreeSet;
 
@@ -24,6 +26,11 @@ fn fill(node: &mut Node, next: &mut u64, segments: usize) {
 fn ids(disk: &mut Disk) -> Vec<(u64, String)> {
     let all: BTreeSet<_> = frames(disk).into_iter().map(|(path, id, ..)| (id, path)).collect();
     all.into_iter().collect()
+}
+
+/// File, segment, offset and header.
+fn last_frame(node: &mut Node) -> (String, u64, u64, FrameHeader) {
+    frames(&mut node.disk).pop().expect("there are frames")
 }
 
 fn booted() -> (Node, u64) {
@@ -54,22 +61,35 @@ fn the_segment_that_breaks_the_chain_is_named_and_not_the_oldest() {
 fn the_first_frame_of_the_oldest_needed_segment_is_not_skipped() {
     let (mut node, mut next) = booted();
     fill(&mut node, &mut next, 3);
-    let mut whole = node.model.shards[&ShardId(1)].clone();
-    whole.home_epoch += 1;
-    node.append(Record::ShardReset(Box::new(whole)));
-    node.settle();
-    for _ in 0..3 {
+    // All that there is of shard 2 begins a segment.
+    let (path, oldest) = loop {
+        node.append(Record::ShardReset(Box::new(state(2, 1))));
+        node.settle();
+        let (path, id, offset, _) = last_frame(&mut node);
+        if offset == FRAMES_AT {
+            break (path, id);
+        }
+    };
+    // All that is needed of shard 1 lies beyond it, so that nothing there tells that something is missing.
+    while last_frame(&mut node).1 == oldest {
         node.append(append(1, 1, entries(1, next, 1, &[7; 3000])));
         node.settle();
         next += 1;
     }
-    let oldest = frames(&mut node.disk).last().expect("there are frames").3.oldest;
-    assert!(oldest > 3, "{oldest}: what lies before the whole state is not needed");
-    let path = ids(&mut node.disk).into_iter().find(|(id, _)| *id == oldest).expect("it is needed").1;
+    let before = node.model.shards[&ShardId(1)].clone();
+    let flushed = ShardState { flushed: Mark::new(1, next - 1), entries: Vec::new(), ..before };
+    node.append(Record::ShardReset(Box::new(flushed)));
+    node.settle();
+    for index in next..next + 12 {
+        node.append(append(1, 1, entries(1, index, 1, &[7; 3000])));
+        node.settle();
+    }
+    assert_eq!(last_frame(&mut node).3.oldest, oldest, "shard 2 needs nothing before");
+    assert_eq!(ids(&mut node.disk)[0].0, oldest, "what lies before is freed");
     node.disk.bytes(&path)[FRAMES_AT as usize..][..BLOCK].fill(0);
     match recover(&mut node.disk) {
         Err(RecoveryError::Corruption { file, .. }) => assert_eq!(*file, *path),
-        other => panic!("{other:?}"),
+        other => panic!("shards are missing without a word: {other:?}"),
     }
 }
 
