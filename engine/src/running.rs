@@ -23,7 +23,6 @@ use floe_shard::state_machine::Pressure;
 use floe_shard::{CoreAddr, MultiRaft, NodeId, ShardId, open_dump};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::vec::Drain;
 
 const MS: Nanos = 1_000_000;
 /// How often a core looks after what no event brings: parked requests and the log's space.
@@ -244,6 +243,11 @@ impl Running {
         &self.multi
     }
 
+    /// Whose replicas were stepped in the last turn.
+    pub fn turned(&self) -> &[ShardId] {
+        &self.output.turned
+    }
+
     /// Whether another turn would do something at once.
     pub fn has_work(&self) -> bool {
         self.multi.has_work()
@@ -280,11 +284,12 @@ impl Running {
 
     fn collect(&mut self, now: Nanos, effects: &mut Effects) {
         let mut output = std::mem::take(&mut self.output);
+        output.turned.clear();
         let memory_is_full = self.multi.pressure() == Pressure::Full;
         let full = self.wal.is_tight().then_some(BusyReason::DiskFull);
         self.multi.refuse_proposals(full.or(memory_is_full.then_some(BusyReason::WriteBuffer)));
         self.multi.collect(now, &mut output);
-        for shard in output.turned.drain(..) {
+        for &shard in &output.turned {
             self.config.cells.refresh(shard, &self.multi);
         }
         for write in output.writes.drain(..) {
@@ -301,7 +306,8 @@ impl Running {
         for (id, answer) in output.answers.drain(..) {
             self.on_answer(now, id, answer, None, effects);
         }
-        self.note_leaders(output.leaders.drain(..), effects);
+        self.note_leaders(&output.leaders, effects);
+        output.leaders.clear();
         for save in output.dump_saves.drain(..) {
             self.dumps.save(save, &mut effects.disk);
         }
@@ -353,10 +359,14 @@ impl Running {
         }
     }
 
-    fn note_leaders(&self, changed: Drain<'_, (ShardId, Option<NodeId>)>, effects: &mut Effects) {
-        for (shard, leader) in changed {
+    /// The lock is taken once for all of them: after a node's death they are many.
+    fn note_leaders(&self, changed: &[(ShardId, Option<NodeId>)], effects: &mut Effects) {
+        if changed.is_empty() {
+            return;
+        }
+        self.config.metrics.leaders.lock().extend(changed.iter().copied());
+        for &(shard, leader) in changed {
             tracing::debug!(core = %self.config.me, %shard, ?leader, "leader");
-            self.config.metrics.leaders.lock().insert(shard, leader);
             effects.events.push(Event::Leader { shard, leader });
         }
     }

@@ -135,6 +135,14 @@ impl Worker {
         }
     }
 
+    /// Whose replicas the last step may have changed, for checkers; of a core that doesn't run, none.
+    pub fn turned(&self) -> &[ShardId] {
+        match &self.phase {
+            Phase::Running(running) => running.turned(),
+            _ => &[],
+        }
+    }
+
     /// How each replica stands; `None` unless the core runs.
     pub fn statuses(&self) -> Option<Vec<ShardStatus>> {
         Some(self.multi()?.statuses().collect())

@@ -2,6 +2,7 @@
 //! share a key. (That one *replica* of a shard answers at a time is the leases' and the elections' affair.)
 
 use crate::checker::Violation;
+use bytes::Bytes;
 use floe_shard::{Descriptor, KeyRange, ShardId};
 use std::collections::BTreeMap;
 
@@ -9,6 +10,8 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub struct Ranges {
     newest: BTreeMap<ShardId, (u64, KeyRange)>,
+    /// Where each of those begins, and whose it is. They share no key, so that another one meets its neighbours or none.
+    starts: BTreeMap<Bytes, ShardId>,
 }
 
 impl Ranges {
@@ -18,19 +21,26 @@ impl Ranges {
     /// A range that shares keys with another shard's, or differs from what this version of it was.
     pub fn observe(&mut self, descriptor: &Descriptor) -> Result<(), Violation> {
         let (shard, version) = (descriptor.shard, descriptor.epoch.range);
+        let range = &descriptor.range;
         let broken = |detail: String| Err(Violation::new("one shard per key", detail));
         match self.newest.get(&shard) {
-            Some((known, range)) if *known == version && *range != descriptor.range => {
-                return broken(format!("{shard}, version {version}: {range:?} and {:?}", descriptor.range));
+            Some((known, was)) if *known == version && was != range => {
+                return broken(format!("{shard}, version {version}: {was:?} and {range:?}"));
             }
             Some((known, _)) if *known >= version => return Ok(()),
-            _ => {}
+            Some((_, was)) => self.starts.remove(&was.start),
+            None => None,
+        };
+        let before = self.starts.range::<Bytes, _>(..=&range.start).next_back();
+        let after = self.starts.range::<Bytes, _>(&range.start..).next();
+        for other in before.into_iter().chain(after).map(|(_, other)| other) {
+            let other_range = &self.newest[other].1;
+            if overlap(other_range, range) {
+                return broken(format!("{shard} has {range:?}, {other} has {other_range:?}"));
+            }
         }
-        let mut others = self.newest.iter().filter(|(other, _)| **other != shard);
-        if let Some((other, (_, range))) = others.find(|(_, (_, range))| overlap(range, &descriptor.range)) {
-            return broken(format!("{shard} has {:?}, {other} has {range:?}", descriptor.range));
-        }
-        self.newest.insert(shard, (version, descriptor.range.clone()));
+        self.starts.insert(range.start.clone(), shard);
+        self.newest.insert(shard, (version, range.clone()));
         Ok(())
     }
 }
@@ -64,5 +74,15 @@ mod tests {
         let mut other = shards[1].clone();
         other.range.start = shards[0].range.start.clone();
         assert!(sound().observe(&other).is_err(), "one version has one range");
+        let mut ranges = sound();
+        newer.range.start = newer.range.end.clone();
+        newer.range.end = shards[1].range.end.clone();
+        ranges.observe(&newer).expect("it gives up its first keys");
+        other.shard = ShardId(77);
+        other.range = KeyRange { start: shards[1].range.start.clone(), end: newer.range.start.clone() };
+        ranges.observe(&other).expect("another one takes them");
+        other.epoch.range += 1;
+        other.range.start = shards[0].range.start.clone();
+        assert!(ranges.observe(&other).is_err(), "it takes the keys of the one before, too");
     }
 }

@@ -83,7 +83,8 @@ pub struct Cluster {
     pub(crate) random: Random,
     pub(crate) queue: Queue<Event>,
     pub(crate) nodes: Vec<Node>,
-    pub(crate) network: Network,
+    /// What is between the nodes.
+    pub network: Network,
     /// The clients and what they learned.
     pub clients: Clients,
     /// The checkers of every step.

@@ -111,6 +111,17 @@ pub struct Network {
     pub later: Vec<(Nanos, NetEvent)>,
     /// To be handed to cores now, in order.
     pub deliveries: Vec<Delivery>,
+    /// What cores have sent over connections since somebody last set it to zero.
+    pub sent: Sent,
+}
+
+/// Frames, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// How many.
+    pub frames: u64,
+    /// The largest one's length, in bytes.
+    pub bytes_max: usize,
 }
 
 impl Network {
@@ -124,6 +135,7 @@ impl Network {
             blocked: BTreeMap::new(),
             later: Vec::new(),
             deliveries: Vec::new(),
+            sent: Sent::default(),
         }
     }
 
@@ -208,6 +220,8 @@ impl Network {
         if !link.connected || link.known[1 - side] != Some(link.generation) {
             return;
         }
+        self.sent.frames += 1;
+        self.sent.bytes_max = self.sent.bytes_max.max(frame.len());
         let body = receive(frame);
         if self.random.chance_ppm(self.profile.loss_ppm) {
             return self.cut_pair(now, pair);

@@ -254,7 +254,7 @@ impl Cluster {
     }
 
     /// Every running core that has recovered its replicas.
-    pub(crate) fn multis(&self) -> impl Iterator<Item = (&crate::sim::node::Node, &MultiRaft)> {
+    pub fn multis(&self) -> impl Iterator<Item = (&crate::sim::node::Node, &MultiRaft)> {
         self.nodes.iter().flat_map(|node| {
             let cores = node.process.iter().flat_map(|process| &process.cores);
             cores.filter_map(move |core| Some((node, core.worker.multi()?)))

@@ -1,5 +1,8 @@
 //! What the checkers look at after each step of a core: its replicas one by one, and, across nodes, that nobody
 //! reads under a lease while another replica leads in a later term.
+//!
+//! In a cluster of many shards that would be the square of their number. There a step's checkers look at the replicas
+//! that took a turn in it, as nothing else changes one, and at all of them now and then.
 
 use crate::checker::Violation;
 use crate::checker::recovery;
@@ -10,11 +13,18 @@ use crate::sim::node::{Node, Process};
 use floe_raft::Raft;
 use floe_shard::{MultiRaft, ShardId};
 
+/// Up to so many shards, every replica of a core is looked at after each of its steps. No seed draws more.
+const SHARDS_ALWAYS_LOOKED_AT: usize = 64;
+/// With more, every replica is looked at after one step of so many.
+const STEPS_PER_LOOK_AT_ALL: u64 = 256;
+
 impl Cluster {
     /// Lets the checkers look at the replicas of a core that has taken a step.
     pub(crate) fn check_core(&mut self, node: usize, core: u16) {
         let elections = self.safety.elections;
-        if let Err(violation) = self.look_at_core(node, core) {
+        let looks_at_all =
+            self.shards.len() <= SHARDS_ALWAYS_LOOKED_AT || self.steps.is_multiple_of(STEPS_PER_LOOK_AT_ALL);
+        if let Err(violation) = self.look_at_core(node, core, looks_at_all) {
             self.break_promise(violation);
         }
         if self.safety.elections > elections {
@@ -29,12 +39,27 @@ impl Cluster {
         }
     }
 
-    fn look_at_core(&mut self, node: usize, core: u16) -> Result<(), Violation> {
+    /// Lets the checkers look at every replica.
+    ///
+    /// # Errors
+    /// A promise that was broken.
+    pub fn look_at_all(&mut self) -> Result<(), Violation> {
+        for node in 0..self.nodes.len() {
+            let cores = self.nodes[node].process.as_ref().map_or(0, |process| process.cores.len());
+            (0..cores as u16).try_for_each(|core| self.look_at_core(node, core, true))?;
+        }
+        Ok(())
+    }
+
+    fn look_at_core(&mut self, node: usize, core: u16, looks_at_all: bool) -> Result<(), Violation> {
         let Node { id, incarnation, ref process, .. } = self.nodes[node];
         let Some(process) = process else { return Ok(()) };
-        let Some(multi) = process.cores[usize::from(core)].worker.multi() else { return Ok(()) };
+        let worker = &process.cores[usize::from(core)].worker;
+        let Some(multi) = worker.multi() else { return Ok(()) };
         let elections = self.safety.elections;
-        for shard in multi.shards() {
+        let shards: Vec<ShardId> =
+            if looks_at_all { multi.shards().collect() } else { worker.turned().to_vec() };
+        for &shard in &shards {
             let (Some(raft), Some(state)) = (multi.raft(shard), multi.state_hash(shard)) else { continue };
             self.safety.observe_raft(id, shard, raft, state)?;
             let (term, vote) = (raft.hard_state().term, raft.hard_state().vote);
@@ -63,7 +88,7 @@ impl Cluster {
             return Err(Violation::new("nonsense", detail));
         }
         let is_new_leader = self.safety.elections > elections;
-        multi.shards().try_for_each(|shard| self.leases_exclude(node, multi, shard, is_new_leader))
+        shards.iter().try_for_each(|shard| self.leases_exclude(node, multi, *shard, is_new_leader))
     }
 
     /// A lease means that nobody leads in a later term, and that the owner's state has all that was committed

@@ -7,6 +7,7 @@ mod check_history;
 mod commands;
 mod documents;
 mod engine;
+mod many_groups;
 mod members;
 mod process_faults;
 mod processes;
