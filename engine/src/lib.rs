@@ -87,4 +87,6 @@ pub use floe_shard::request::{
     BusyReason, Consistency, MEMBER_CHANGES_MAX, MemberChange, Query, Row, Seat, UnknownReason, Versioned,
 };
 pub use floe_shard::state_machine;
-pub use floe_shard::{CommandError, NodeId, ShardId, WriteBatch};
+pub use floe_shard::{
+    BATCH_BYTES_MAX, CommandError, KEY_BYTES_MAX, NodeId, ShardId, VALUE_BYTES_MAX, WriteBatch,
+};

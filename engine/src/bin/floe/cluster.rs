@@ -2,7 +2,7 @@
 
 use crate::rows::escape;
 use clap::Args;
-use floe::{Client, ScanOptions};
+use floe::{Client, KEY_BYTES_MAX, ScanOptions, VALUE_BYTES_MAX};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStringExt;
@@ -42,6 +42,9 @@ impl Cluster {
     }
 }
 
+// What the help of `put` says.
+const _: () = assert!(KEY_BYTES_MAX == 16 << 10 && VALUE_BYTES_MAX == 8 << 20, "change the help, too");
+
 /// Writes a value. Done when a majority of the replicas has it on disk.
 #[derive(Args)]
 #[command(after_help = "Example:\n  floe put --endpoints 127.0.0.1:7401 greeting hello")]
@@ -50,7 +53,7 @@ pub struct PutArgs {
     cluster: Cluster,
     /// The key: 1 byte to 16 KiB.
     key: OsString,
-    /// The value; `-` reads it from standard input.
+    /// The value, up to 8 MiB; `-` reads it from standard input.
     value: OsString,
 }
 

@@ -8,7 +8,7 @@
 use crate::cluster::Cluster;
 use crate::rows::{Format, Shape};
 use clap::Args;
-use floe::{Call, Client, WriteError};
+use floe::{Call, Client, KEY_BYTES_MAX, VALUE_BYTES_MAX, WriteError};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, VecDeque};
@@ -23,14 +23,14 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// Bad rows that are listed in full.
 const LISTED_MAX: usize = 20;
-/// Longest line that is read as one: a value has up to 8 MiB, which escapes can make longer.
-const LINE_BYTES_MAX: u64 = 40 << 20;
+/// Longest line that is read as one: the largest row as `floe export` writes it, in which a byte may take six ("\u0001").
+const LINE_BYTES_MAX: u64 = 6 * (KEY_BYTES_MAX + VALUE_BYTES_MAX) as u64 + 4096;
 
 /// Imports a file, one row per line.
 ///
-/// The key of a row is one of its columns (TSV) or fields (NDJSON); its value is another one, or the whole line. If the
-/// import is cut, whatever the reason, the same command goes on after the last row that was acknowledged together with
-/// all before it: that is kept in FILE.floe-import, which is removed at the end.
+/// The key of a row is one of its columns (TSV) or fields (NDJSON), of 1 byte to 16 KiB; its value is another one, or the
+/// whole line, of up to 8 MiB. If the import is cut, whatever the reason, the same command goes on after the last row that
+/// was acknowledged together with all before it: that is kept in FILE.floe-import, which is removed at the end.
 ///
 /// Rows that can't be imported are skipped and listed with their line numbers at the end; the exit status is 1 then.
 #[derive(Args)]
@@ -85,7 +85,30 @@ struct Sent {
     /// Where the file goes on after it.
     end: u64,
     line: u64,
-    call: Call<u64, WriteError>,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    Awaited(Call<u64, WriteError>),
+    Written,
+    /// It can't be a row.
+    Bad(String),
+    /// It may be written or not.
+    Failed(WriteError),
+}
+
+impl Sent {
+    /// Waits for its outcome, if that isn't known.
+    fn settle(&mut self) {
+        self.outcome = match std::mem::replace(&mut self.outcome, Outcome::Written) {
+            Outcome::Awaited(call) => match call.wait() {
+                Ok(_) => Outcome::Written,
+                Err(WriteError::Invalid(reason)) => Outcome::Bad(reason.to_string()),
+                Err(error) => Outcome::Failed(error),
+            },
+            known => known,
+        };
+    }
 }
 
 pub fn run(args: ImportArgs) -> Result<(), String> {
@@ -210,9 +233,9 @@ impl Import {
         while self.sent.len() >= self.window || self.keys.contains(&key) {
             self.finish_first()?;
         }
-        let call = self.client.put(&key, &value);
+        let outcome = Outcome::Awaited(self.client.put(&key, &value));
         self.keys.insert(key.clone());
-        self.sent.push_back(Sent { key, value, end, line, call });
+        self.sent.push_back(Sent { key, value, end, line, outcome });
         Ok(())
     }
 
@@ -223,29 +246,40 @@ impl Import {
         Ok(())
     }
 
-    /// Waits for the oldest row under way; false if there is none.
+    /// Waits until the oldest row is done; false if there is none.
     fn finish_first(&mut self) -> Result<bool, String> {
-        let Some(Sent { key, value, end, line, call }) = self.sent.pop_front() else { return Ok(false) };
-        let since = Instant::now();
-        let mut outcome = call.wait();
-        while let Err(error) = &outcome {
-            if let WriteError::Invalid(reason) = error {
-                self.bad(line, reason.to_string());
-                self.mark.rows -= 1;
-                break;
-            }
+        let (since, mut pause) = (Instant::now(), Duration::ZERO);
+        loop {
+            let Some(first) = self.sent.front_mut() else { return Ok(false) };
+            first.settle();
+            let Outcome::Failed(error) = &first.outcome else { break };
             if since.elapsed() > self.patience {
-                return Err(format!("line {line} can't be written: {error}"));
+                return Err(format!("line {} can't be written: {error}", first.line));
             }
             self.bar.set_message(format!("waiting: {error}"));
-            std::thread::sleep(RETRY_AFTER);
-            outcome = self.client.put_blocking(&key, &value);
+            std::thread::sleep(pause);
+            pause = RETRY_AFTER;
+            self.send_failed_again();
         }
+        let Some(Sent { key, end, line, outcome, .. }) = self.sent.pop_front() else { return Ok(false) };
         self.keys.remove(&key);
         (self.mark.offset, self.mark.lines) = (end, line);
-        self.mark.rows += 1;
+        match outcome {
+            Outcome::Bad(reason) => self.bad(line, reason),
+            _ => self.mark.rows += 1,
+        }
         self.note_progress()?;
         Ok(true)
+    }
+
+    /// All at once: when a node dies, everything that was on its way there fails together.
+    fn send_failed_again(&mut self) {
+        for sent in &mut self.sent {
+            sent.settle();
+            if let Outcome::Failed(_) = sent.outcome {
+                sent.outcome = Outcome::Awaited(self.client.put(&sent.key, &sent.value));
+            }
+        }
     }
 
     fn note_progress(&mut self) -> Result<(), String> {
@@ -344,6 +378,22 @@ impl Sidecar {
                 Err(format!("can't remove {}: {error}", self.path.display()))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rows::line;
+
+    #[test]
+    fn the_largest_row_of_an_export_is_no_longer_than_a_line_may_be() {
+        for byte in [1, b'"', 0xFF] {
+            for format in [Format::Tsv, Format::Ndjson] {
+                let len = line(format, &[byte; KEY_BYTES_MAX], &vec![byte; VALUE_BYTES_MAX]).len() as u64;
+                assert!(len <= LINE_BYTES_MAX, "{format:?} of byte {byte}: {len} > {LINE_BYTES_MAX}");
+            }
         }
     }
 }
