@@ -1,4 +1,5 @@
-//! Three node processes under faults, clients over sockets, and the linearizability checker as the judge.
+//! Three node processes under faults, clients over sockets, and the linearizability checker as the judge: with the
+//! state in memory under all faults, and in tables on disk under `kill -9`.
 
 use crate::processes::{GUARD, Process, floe, temp_dir};
 use floe::remote::ask_status;
@@ -19,6 +20,15 @@ const CLIENTS: u32 = 6;
 const KEYS: u64 = 4;
 /// Longer than elections take, shorter than most faults.
 const DEADLINE: Duration = Duration::from_secs(2);
+/// Kinds of faults that meet one node, numbered from 0.
+const KINDS: u64 = 6;
+/// `kill -9` of one node.
+const KILL: u64 = 0;
+/// `kill -9` of all nodes at once.
+const KILL_ALL: u64 = KINDS;
+/// The state in tables on disk, of which a shard writes new ones after some ten commands.
+const TABLES: &str =
+    "flush_log_bytes = \"4 KiB\"\nstore.kind = \"lsm\"\nstore.write_buffer_bytes = \"1 MiB\"\n";
 
 /// The processes, and a proxy on each way between two of them and from clients to each.
 struct Cluster {
@@ -31,7 +41,8 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn start(dir: &Path) -> Self {
+    /// `settings` of every node come before its sections.
+    fn start(dir: &Path, settings: &str) -> Self {
         let addresses: Vec<_> = free_ports(NODES).iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let proxy =
             |target: &String| Proxy::start(&format!("127.0.0.1:{}", free_ports(1)[0]), target).unwrap();
@@ -39,7 +50,7 @@ impl Cluster {
         let mut links = Vec::new();
         let mut files = Vec::new();
         for (node, own) in (1..).zip(&addresses) {
-            let mut text = format!("node = {node}\nshards = 4\nlisten = \"{own}\"\n");
+            let mut text = format!("node = {node}\nshards = 4\nlisten = \"{own}\"\n{settings}");
             text +=
                 &format!("dir = {:?}\n[wal]\nsegment_bytes_min = \"256 KiB\"\n", dir.join(format!("{node}")));
             for (other, address) in (1..).zip(&addresses) {
@@ -82,7 +93,7 @@ impl Cluster {
     fn fault(&mut self, kind: u64, node: usize, random: &mut Random) {
         let length = Duration::from_millis(200 + random.below(800));
         match kind {
-            0 => {
+            KILL => {
                 self.signal(node, "KILL");
                 thread::sleep(length / 2);
                 self.restart(node);
@@ -107,6 +118,10 @@ impl Cluster {
                 self.links[node].delay(Duration::from_millis(30));
                 thread::sleep(length);
                 self.links[node].heal();
+            }
+            KILL_ALL => {
+                (0..NODES).for_each(|node| self.signal(node, "KILL"));
+                (0..NODES).for_each(|node| self.restart(node));
             }
             _ => {
                 self.links[node].reset();
@@ -200,7 +215,23 @@ fn compare_and_set(
 #[test]
 fn clients_of_killed_stopped_and_cut_off_processes_see_a_linearizable_store() {
     let dir = temp_dir();
-    let mut cluster = Cluster::start(dir.path());
+    // Each kind twice.
+    judge_under(dir.path(), "", (0..2 * KINDS).map(|at| at % KINDS).collect());
+}
+
+#[test]
+fn killed_processes_with_tables_on_disk_lose_nothing() {
+    let dir = temp_dir();
+    judge_under(dir.path(), TABLES, vec![KILL, KILL, KILL, KILL, KILL, KILL_ALL, KILL_ALL]);
+    for node in 1..=NODES {
+        let trees = std::fs::read_dir(dir.path().join(format!("{node}/store"))).unwrap().count();
+        assert!(trees > 0, "node {node} has written no tables");
+    }
+}
+
+/// Clients read and write under these faults, in an order of the seed's, and what they saw is judged.
+fn judge_under(dir: &Path, settings: &str, mut kinds: Vec<u64>) {
+    let mut cluster = Cluster::start(dir, settings);
     let doors: Vec<_> = cluster.doors.iter().map(Proxy::address).collect();
     let (history, done, origin) = (History::default(), AtomicBool::new(false), Instant::now());
     let seed = std::env::var("FLOE_SEED")
@@ -219,8 +250,6 @@ fn clients_of_killed_stopped_and_cut_off_processes_see_a_linearizable_store() {
                 }
             });
         }
-        // Each kind at least twice, in an order of the seed's.
-        let mut kinds: Vec<_> = (0..12).map(|at| at % 6).collect();
         for at in (1..kinds.len()).rev() {
             kinds.swap(at, random.below(at as u64 + 1) as usize);
         }
