@@ -6,15 +6,16 @@
 use crate::caller::{Book, Job, Site};
 use crate::error::BenchError;
 use crate::floor;
+use crate::home::Home;
 use crate::machine::{self, Machine};
 use crate::members::{Members, Places};
 use crate::options::{ClusterOptions, Mode, Workload};
 use crate::phase::{self, Outcome, Plan};
 use crate::progress::Progress;
-use crate::report::{Check, PhaseReport, Report, micros, whole};
+use crate::report::{Check, PhaseReport, Report, micros, whole, write_json};
 use crate::soak::{SAMPLES_MIN, Sample, Sampler, Soak};
 use crate::tally::Tally;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// For how long loading and verification try.
@@ -31,9 +32,9 @@ pub fn run(options: &ClusterOptions) -> Result<bool, BenchError> {
     if let Some(every) = options.soak.filter(|every| options.seconds / every < SAMPLES_MIN as f64) {
         return Err(BenchError::TooFewSamples { every, seconds: options.seconds, least: SAMPLES_MIN });
     }
-    let home = Home::new(options)?;
-    let mut report = new_report(options, &home.path)?;
-    let mut bench = Bench::open(options, &home.path)?;
+    let home = Home::new(options.dir.as_deref(), options.keep)?;
+    let mut report = new_report(options, home.path())?;
+    let mut bench = Bench::open(options, home.path())?;
     report.leaders_per_node = bench.members.spread();
     eprintln!("{:>14}  {:?} per node", "leaders", report.leaders_per_node);
     for &workload in &options.phases {
@@ -42,45 +43,10 @@ pub fn run(options: &ClusterOptions) -> Result<bool, BenchError> {
     report.after_reopen = Some(bench.reopen()?);
     println!("\n{}", report.table());
     if let Some(path) = &options.json {
-        report.write_json(path)?;
+        write_json(&report, path)?;
     }
     home.close(options.keep || !report.is_sound());
     Ok(report.is_sound())
-}
-
-/// Where the data lies; removed at the end, unless it is to be kept or is evidence.
-struct Home {
-    path: PathBuf,
-    temporary: Option<tempfile::TempDir>,
-}
-
-impl Home {
-    fn new(options: &ClusterOptions) -> Result<Self, BenchError> {
-        let base = match &options.dir {
-            Some(dir) => dir.as_path(),
-            None if Path::new("target").is_dir() => Path::new("target"),
-            None => Path::new("."),
-        };
-        std::fs::create_dir_all(base).map_err(BenchError::file(base))?;
-        let mut temporary = tempfile::Builder::new()
-            .prefix("floe-bench-")
-            .tempdir_in(base)
-            .map_err(BenchError::file(base))?;
-        temporary.disable_cleanup(options.keep);
-        Ok(Self { path: temporary.path().into(), temporary: Some(temporary) })
-    }
-
-    fn close(mut self, keep: bool) {
-        let Some(temporary) = self.temporary.take() else { return };
-        if keep {
-            eprintln!("{:>14}  {}", "data kept", temporary.keep().display());
-            return;
-        }
-        // A failure to remove is worth a line, not the figures.
-        if let Err(error) = temporary.close() {
-            eprintln!("floe-bench: the data stays behind: {error}");
-        }
-    }
 }
 
 fn new_report(options: &ClusterOptions, dir: &Path) -> Result<Report, BenchError> {

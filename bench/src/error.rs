@@ -24,6 +24,16 @@ pub enum BenchError {
     TooFewSamples { every: f64, seconds: f64, least: usize },
     #[error("the table library failed: {0}")]
     Tables(#[from] lsm_tree::Error),
+    #[error("there is no command floe at {path}: cargo build --release -p floe, or --floe PATH")]
+    NoCommand { path: PathBuf },
+    #[error("{said}")]
+    Command { said: String },
+    #[error("node {node} has ended: {said}")]
+    Node { node: usize, said: String },
+    #[error(
+        "the import was over after {kills} kills, of {nodes} nodes: more --rows, or a shorter --kill-every"
+    )]
+    TooFewKills { kills: usize, nodes: usize },
     #[error("the reopened cluster has other shards than before")]
     ShardsChanged,
     #[error("{missing} of {keys} keys couldn't be written before the reading phase: {reason}")]

@@ -13,7 +13,7 @@
 use crate::error::BenchError;
 use crate::machine::{self, Machine};
 use crate::options::LsmOptions;
-use crate::report::{Latency, latency, micros};
+use crate::report::{Latency, latency, micros, write_json};
 use crate::usage;
 use arc_swap::ArcSwap;
 use floe::store::{LsmStore, Stores};
@@ -150,8 +150,7 @@ pub fn run(options: &LsmOptions) -> Result<bool, BenchError> {
     };
     print(&report);
     if let Some(path) = &options.json {
-        let json = serde_json::to_string_pretty(&report).expect("plain data");
-        std::fs::write(path, json + "\n").map_err(BenchError::file(path))?;
+        write_json(&report, path)?;
     }
     Ok(found_all)
 }

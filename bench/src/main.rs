@@ -1,8 +1,8 @@
 //! `floe-bench`: measures Floe, and verifies every value that it wrote while measuring.
 //!
 //! Each benchmark is one file with a `run`; [`cluster`] is the one that runs without arguments, [`raft`]
-//! measures the consensus core alone, [`lsm`] the library that the durable store keeps its tables in. The
-//! parts that benchmarks share:
+//! measures the consensus core alone, [`lsm`] the library that the durable store keeps its tables in, [`import`]
+//! moves a data set ([`rows`]) through processes that are killed ([`processes`]). The parts that benchmarks share:
 //!
 //! - [`options`]: the command line;
 //! - [`workload`]: keys, values, and what a key may hold ([`workload::KeyState`]);
@@ -24,14 +24,18 @@ mod cluster;
 mod error;
 mod executor;
 mod floor;
+mod home;
+mod import;
 mod lsm;
 mod machine;
 mod members;
 mod options;
 mod phase;
+mod processes;
 mod progress;
 mod raft;
 mod report;
+mod rows;
 mod soak;
 mod tally;
 mod usage;
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         Benchmark::Cluster(options) => cluster::run(&options),
         Benchmark::Raft(options) => raft::run(&options),
         Benchmark::Lsm(options) => lsm::run(&options),
+        Benchmark::Import(options) => import::run(&options),
     };
     match measured {
         Ok(true) => ExitCode::SUCCESS,

@@ -67,9 +67,10 @@ fn node_id(place: usize) -> NodeId {
 }
 
 /// Ports that nobody listens on at the moment. All are held until all are found, so that they differ.
-fn free_ports(count: usize) -> Result<Vec<u16>, BenchError> {
+pub fn free_ports(count: usize) -> Result<Vec<u16>, BenchError> {
     let span = PORTS.end - PORTS.start;
-    let first = (std::process::id() % u32::from(span)) as u16;
+    // Runs side by side have numbers close to each other: they start far apart.
+    let first = (std::process::id().wrapping_mul(97) % u32::from(span)) as u16;
     let candidates = (0..span).map(|step| PORTS.start + (first + step) % span);
     let bind = |port: u16| TcpListener::bind(("127.0.0.1", port));
     let held: Vec<_> = candidates.filter_map(|port| Some((port, bind(port).ok()?))).take(count).collect();

@@ -15,6 +15,7 @@ Examples:
   floe-bench cluster --route any                two of three requests are forwarded to the leader
   floe-bench raft                               the consensus core alone, in memory
   floe-bench lsm                                reads of one hot shard's tables while it flushes
+  floe-bench import                             rows into processes that are killed meanwhile, and out again
   floe-bench cluster --soak --phases put --seconds 600  memory and log space over ten minutes of puts
   floe-bench cluster --json run.json            the figures as JSON, with machine, commit and command
 
@@ -48,6 +49,37 @@ pub enum Benchmark {
     Raft(RaftOptions),
     /// The library below the durable store: how long reads wait while one hot shard flushes
     Lsm(LsmOptions),
+    /// Three processes that are killed one after another while rows are imported; needs the command `floe`
+    Import(ImportOptions),
+}
+
+/// What `import` runs with.
+#[derive(Args, Clone, Debug)]
+pub struct ImportOptions {
+    /// Rows, of 109 bytes on average
+    #[arg(long, default_value_t = 700_000, value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
+    pub rows: u32,
+    /// Which rows: others for each seed
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Shards that the key space is split into
+    #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub shards: u32,
+    /// State machine of the shards
+    #[arg(long, value_enum, default_value_t = Store::Lsm)]
+    pub store: Store,
+    /// Seconds from the end of one node's restart to the next one's kill; 0 = kill none while the import lasts
+    #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = not_negative)]
+    pub kill_every: f64,
+    /// The command [default: the one beside this program]
+    #[arg(long)]
+    pub floe: Option<PathBuf>,
+    /// Write the figures to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Directory for the data [default: a new one in ./target, or in . if there is none]
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
 }
 
 /// What `lsm` runs with.

@@ -6,6 +6,7 @@
 use crate::error::BenchError;
 use crate::machine::{self, Machine};
 use crate::options::RaftOptions;
+use crate::report::write_json;
 use crate::usage;
 use bytes::Bytes;
 use serde::Serialize;
@@ -53,8 +54,7 @@ pub fn run(options: &RaftOptions) -> Result<bool, BenchError> {
         let (machine, commit) = (Machine::this(Path::new(".")), machine::commit());
         let entries_per_cpu_second = rates;
         let report = Report { benchmark: "raft", machine, commit, batch, payload, entries_per_cpu_second };
-        let json = serde_json::to_string_pretty(&report).expect("plain data");
-        std::fs::write(path, json + "\n").map_err(BenchError::file(path))?;
+        write_json(&report, path)?;
     }
     Ok(true)
 }

@@ -225,13 +225,6 @@ impl Report {
             && self.after_reopen.is_none_or(|check| check.lost == 0 && check.wrong == 0)
     }
 
-    /// Writes the JSON.
-    pub fn write_json(&self, path: &Path) -> Result<(), BenchError> {
-        let mut text = serde_json::to_string_pretty(self).expect("numbers and strings always serialize");
-        text.push('\n');
-        std::fs::write(path, text).map_err(BenchError::file(path))
-    }
-
     /// The table: a column per phase.
     pub fn table(&self) -> String {
         let mut table = String::new();
@@ -263,6 +256,13 @@ impl Report {
         row("wrong", &|phase| phase.wrong.to_string());
         table
     }
+}
+
+/// Writes a report as JSON.
+pub fn write_json(report: &impl Serialize, path: &Path) -> Result<(), BenchError> {
+    let mut text = serde_json::to_string_pretty(report).expect("numbers and strings always serialize");
+    text.push('\n');
+    std::fs::write(path, text).map_err(BenchError::file(path))
 }
 
 fn errors(phase: &PhaseReport) -> String {

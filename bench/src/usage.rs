@@ -4,11 +4,20 @@ use std::time::Duration;
 
 /// Processor time of all threads, in user and kernel mode.
 pub fn cpu_time() -> Duration {
+    cpu_time_of(libc::RUSAGE_SELF)
+}
+
+/// That of processes that this one has started, that have ended and were waited for, and of theirs.
+pub fn cpu_time_of_ended_children() -> Duration {
+    cpu_time_of(libc::RUSAGE_CHILDREN)
+}
+
+fn cpu_time_of(whom: libc::c_int) -> Duration {
     // SAFETY: `rusage` is plain numbers, for which all zeros is a value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: the pointer is to a live `rusage` of ours, which the call fills.
-    let result = unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) };
-    assert_eq!(result, 0, "getrusage of this process fails only on a bad pointer");
+    let result = unsafe { libc::getrusage(whom, &mut usage) };
+    assert_eq!(result, 0, "getrusage({whom}) fails only on a bad pointer or for somebody unknown");
     of_timeval(usage.ru_utime) + of_timeval(usage.ru_stime)
 }
 

@@ -86,8 +86,16 @@ fn reads_of_a_flushing_tree_find_every_key_in_both_ways() {
 }
 
 #[test]
+fn an_import_into_processes_comes_out_again_after_all_were_killed() {
+    let (ok, text) = run(&["import", "--rows", "3000", "--shards", "6", "--kill-every", "0"]);
+    assert!(ok && text.contains("3000 rows right, 0 lost, 0 wrong"), "{text}");
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused_with_a_reason() {
     let (ok, text) = run(&["cluster", "--nodes", "0"]);
     assert!(!ok);
     assert!(text.contains("nodes"), "{text}");
+    let (ok, text) = run(&["import", "--floe", "nowhere/floe"]);
+    assert!(!ok && text.contains("cargo build --release -p floe"), "{text}");
 }
