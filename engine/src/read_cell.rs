@@ -68,6 +68,8 @@ pub struct Open {
     view: Arc<dyn View>,
     /// Somebody has read it.
     used: AtomicBool,
+    /// Somebody has read it under the lease since the core last looked.
+    read_lately: AtomicBool,
 }
 
 /// Where one shard's core and its readers meet.
@@ -97,33 +99,28 @@ impl ReadCells {
         let is_linearizable = consistency.is_linearizable();
         if open.as_ref().is_none_or(|open| is_linearizable && open.grant.term == 0) {
             let wanted = if is_linearizable { &cell.wanted_leased } else { &cell.wanted };
-            if !wanted.load(Ordering::Relaxed) {
-                wanted.store(true, Ordering::Relaxed);
-            }
+            raise(wanted);
         }
         open
     }
 
-    /// Publishes how a shard of this core stands after a turn, before anything of that turn leaves.
-    pub fn refresh(&self, shard: ShardId, multi: &MultiRaft) {
-        let Some(cell) = self.0.get(&shard) else { return };
+    /// Publishes how a shard of this core stands after a turn, before anything of that turn leaves. Returns whether
+    /// somebody has read it under its lease since the last time: then it is to be kept awake
+    /// ([`MultiRaft::note_read`]), or it would go quiet, lose its lease and have every reader ask the core.
+    pub fn refresh(&self, shard: ShardId, multi: &MultiRaft) -> bool {
+        let Some(cell) = self.0.get(&shard) else { return false };
         let open = cell.open.load_full();
-        let Some(now) = multi.readable(shard) else { return cell.close(open) };
-        let Some(open) = open else {
-            if cell.is_wanted(&now) {
-                cell.publish(multi, shard, &now, Grant::new(&now));
-            }
-            return;
+        let Some(now) = multi.readable(shard) else {
+            cell.close(open);
+            return false;
         };
-        let goes_on = open.grant.is_of(&now);
-        open.grant.until.store(if goes_on { until(&now) } else { 0 }, Ordering::SeqCst);
-        if goes_on && open.applied == now.applied {
-            open.fresh_at.store(now.fresh_at, Ordering::Relaxed);
-        } else if open.used.load(Ordering::Relaxed) || cell.is_wanted(&now) {
-            let grant = if goes_on { open.grant.clone() } else { Grant::new(&now) };
-            cell.publish(multi, shard, &now, grant);
-        } else {
-            cell.close(Some(open));
+        match open {
+            Some(open) => cell.renew(multi, shard, &now, open),
+            None if cell.is_wanted(&now) => {
+                cell.publish(multi, shard, &now, Grant::new(&now));
+                false
+            }
+            None => false,
         }
     }
 
@@ -136,6 +133,25 @@ impl ReadCells {
 }
 
 impl Cell {
+    /// Brings what is published up to date. Returns whether it was read under its lease since the last time.
+    fn renew(&self, multi: &MultiRaft, shard: ShardId, now: &Readable, open: Arc<Open>) -> bool {
+        let was_read = open.read_lately.load(Ordering::Relaxed);
+        if was_read {
+            open.read_lately.store(false, Ordering::Relaxed);
+        }
+        let goes_on = open.grant.is_of(now);
+        open.grant.until.store(if goes_on { until(now) } else { 0 }, Ordering::SeqCst);
+        if goes_on && open.applied == now.applied {
+            open.fresh_at.store(now.fresh_at, Ordering::Relaxed);
+        } else if open.used.load(Ordering::Relaxed) || self.is_wanted(now) {
+            let grant = if goes_on { open.grant.clone() } else { Grant::new(now) };
+            self.publish(multi, shard, now, grant);
+        } else {
+            self.close(Some(open));
+        }
+        was_read
+    }
+
     /// Whether somebody has looked for what could be published now.
     fn is_wanted(&self, now: &Readable) -> bool {
         let leased = now.lease.is_some() && self.wanted_leased.swap(false, Ordering::Relaxed);
@@ -145,8 +161,8 @@ impl Cell {
     fn publish(&self, multi: &MultiRaft, shard: ShardId, now: &Readable, grant: Arc<Grant>) {
         let Some((view, range)) = multi.view(shard) else { return };
         let (applied, fresh_at) = (now.applied, AtomicU64::new(now.fresh_at));
-        let used = AtomicBool::new(false);
-        self.open.store(Some(Arc::new(Open { grant, range, applied, fresh_at, view, used })));
+        let (used, read_lately) = (AtomicBool::new(false), AtomicBool::new(false));
+        self.open.store(Some(Arc::new(Open { grant, range, applied, fresh_at, view, used, read_lately })));
     }
 
     fn close(&self, open: Option<Arc<Open>>) {
@@ -168,13 +184,26 @@ impl fmt::Debug for Open {
     }
 }
 
+/// Most readers find it set, and so share the cache line.
+fn raise(flag: &AtomicBool) {
+    if !flag.load(Ordering::Relaxed) {
+        flag.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Open {
     /// Whether it may be read so at `now`, a time after it was loaded.
     fn may_be_read(&self, range_epoch: u64, consistency: Consistency, now: Nanos) -> bool {
-        let may = range_epoch == self.grant.range_epoch
-            && (now < self.grant.until.load(Ordering::SeqCst) || consistency.allows(self.age_ns(now)));
-        if may && !self.used.load(Ordering::Relaxed) {
-            self.used.store(true, Ordering::Relaxed);
+        if range_epoch != self.grant.range_epoch {
+            return false;
+        }
+        let is_leased = now < self.grant.until.load(Ordering::SeqCst);
+        let may = is_leased || consistency.allows(self.age_ns(now));
+        if may {
+            raise(&self.used);
+        }
+        if is_leased && consistency.is_linearizable() {
+            raise(&self.read_lately);
         }
         may
     }
@@ -211,5 +240,45 @@ impl Open {
         }
         let may = self.may_be_read(range_epoch, consistency, now);
         may.then(|| self.view.read(query, &self.range).ok().map(QueryResult::into_answer)).flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use floe_shard::output::Output;
+    use floe_shard::{CoreAddr, MemoryStore, NodeId, ShardConfig, pre_split};
+
+    const SHARD: ShardId = ShardId(1);
+
+    /// The only replica of a shard, which leads.
+    fn sole_leader(descriptors: &[Descriptor]) -> MultiRaft {
+        let me = CoreAddr { node: NodeId(1), core: 0 };
+        let mut multi = MultiRaft::new(me, ShardConfig::default(), 1, 7);
+        multi.allow_promises(1);
+        multi.bootstrap(1, descriptors[0].clone(), Box::new(MemoryStore::new()));
+        for now in 1..20 {
+            let mut output = Output::default();
+            multi.tick(now);
+            multi.collect(now, &mut output);
+            multi.persisted(&output.persists);
+        }
+        multi
+    }
+
+    #[test]
+    fn the_core_learns_once_that_somebody_has_read_under_the_lease() {
+        let descriptors = pre_split(&[NodeId(1)], 1, 1);
+        let (multi, cells) = (sole_leader(&descriptors), ReadCells::new(&descriptors));
+        let linearizable = Consistency::Linearizable;
+        assert!(cells.load(SHARD, linearizable).is_none());
+        assert!(!cells.refresh(SHARD, &multi), "it was looked for, not read");
+        let open = cells.load(SHARD, linearizable).expect("it was looked for");
+        assert!(!cells.refresh(SHARD, &multi));
+        assert_eq!(open.get(1, b"a", Consistency::ANY_AGE, 20), Some(None));
+        assert!(!cells.refresh(SHARD, &multi), "that needs no lease");
+        assert_eq!(open.get(1, b"a", linearizable, 20), Some(None));
+        assert!(cells.refresh(SHARD, &multi));
+        assert!(!cells.refresh(SHARD, &multi), "not since");
     }
 }

@@ -290,7 +290,9 @@ impl Running {
         self.multi.refuse_proposals(full.or(memory_is_full.then_some(BusyReason::WriteBuffer)));
         self.multi.collect(now, &mut output);
         for &shard in &output.turned {
-            self.config.cells.refresh(shard, &self.multi);
+            if self.config.cells.refresh(shard, &self.multi) {
+                self.multi.note_read(shard);
+            }
         }
         for write in output.writes.drain(..) {
             self.wal.append(record(write));

@@ -156,6 +156,13 @@ impl MultiRaft {
         quiet
     }
 
+    /// The shard was read under its lease, past this core: that keeps its group awake as well as anything else.
+    pub fn note_read(&mut self, shard: ShardId) {
+        if let Some(slot) = self.running(shard) {
+            self.replicas[slot].active_at = self.now;
+        }
+    }
+
     fn note_quiet(&mut self, slot: usize, on: CoreAddr) {
         self.quiet.insert(on, slot);
         let replica = &mut self.replicas[slot];

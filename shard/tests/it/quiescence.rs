@@ -268,3 +268,18 @@ fn timers_are_spread_when_orphans_wake() {
     let most = campaigns.values().max();
     assert!(most <= Some(&35), "{campaigns:?}: campaigns of 100 groups per 10 ms");
 }
+
+/// As the engine says of a shard that callers' threads read.
+#[test]
+fn reads_past_the_core_keep_a_group_awake() {
+    let mut cluster = one_shard();
+    let leader = cluster.await_leader(S1);
+    cluster.put(leader, S1, b"a", b"1");
+    for _ in 0..30 {
+        cluster.run(100);
+        cluster.nodes[leader].multi.note_read(S1);
+        assert_eq!(quiet_replicas(&cluster), 0, "at {} ms", cluster.now / MS);
+    }
+    cluster.run(1200);
+    assert_eq!(quiet_replicas(&cluster), 3, "nobody reads any more");
+}
