@@ -65,12 +65,9 @@ impl Deref for Map<'_> {
 }
 
 impl Shared {
-    /// Answers a linearizable read on this thread, under the lease; `None` = ask the core. The clock comes after
-    /// the load.
+    /// Answers a read on this thread, if it may be; `None` = ask the core.
     pub(crate) fn read_here(&self, request: &Request) -> Option<Answer> {
-        let Request::Read { shard, range_epoch, query, consistency } = request else { return None };
-        let open = self.cells.load(*shard, *consistency)?;
-        open.read(*range_epoch, query, *consistency, clock::now())
+        self.cells.read(request, clock::now)
     }
 
     /// Posts a request to the core that owns its shard.
@@ -422,15 +419,13 @@ impl Client {
         self.post(Request::Write { shard, command }).map_err(WriteError::from_refusal)
     }
 
-    /// A get on this thread; `None` = ask the core. The clock comes after the load.
+    /// A get on this thread; `None` = ask the core.
     fn get_here(&self, key: &[u8]) -> Option<Option<Versioned>> {
         if key.is_empty() {
             return None;
         }
         let Backend::Node(shared) = &self.backend else { return None };
-        let (shard, range_epoch) = self.locate(key);
-        let open = shared.cells.load(shard, self.consistency)?;
-        open.get(range_epoch, key, self.consistency, clock::now())
+        shared.cells.get(self.locate(key), key, self.consistency, clock::now)
     }
 
     fn start_get(&self, key: &[u8]) -> Result<Arc<Slot>, ReadError> {

@@ -21,7 +21,7 @@
 use arc_swap::ArcSwapOption;
 use floe_raft::{Index, Nanos, Term};
 use floe_shard::descriptor::{Descriptor, KeyRange};
-use floe_shard::request::{Answer, Consistency, Query, Versioned};
+use floe_shard::request::{Answer, Consistency, Query, Request, Versioned};
 use floe_shard::state_machine::{QueryResult, View};
 use floe_shard::{MultiRaft, Readable, ShardId};
 use std::collections::BTreeMap;
@@ -91,8 +91,27 @@ impl ReadCells {
         Arc::new(Self(shards.iter().map(|descriptor| (descriptor.shard, Cell::default())).collect()))
     }
 
+    /// A key's value, read on this thread; `None` = ask the core. `clock` is called once, after the view was taken.
+    pub fn get(
+        &self,
+        (shard, range_epoch): (ShardId, u64),
+        key: &[u8],
+        consistency: Consistency,
+        clock: impl FnOnce() -> Nanos,
+    ) -> Option<Option<Versioned>> {
+        let open = self.load(shard, consistency)?;
+        open.get(range_epoch, key, consistency, clock())
+    }
+
+    /// The answer to a read on this thread; `None` = ask the core. `clock` is called once, after the view was taken.
+    pub fn read(&self, request: &Request, clock: impl FnOnce() -> Nanos) -> Option<Answer> {
+        let Request::Read { shard, range_epoch, query, consistency } = request else { return None };
+        let open = self.load(*shard, *consistency)?;
+        open.read(*range_epoch, query, *consistency, clock())
+    }
+
     /// What may be read of a shard. The caller looks at its clock after this, and hands it to [`Open::get`] or
-    /// [`Open::read`]. `None` = ask the core.
+    /// [`Open::read`], as [`ReadCells::get`] and [`ReadCells::read`] do. `None` = ask the core.
     pub fn load(&self, shard: ShardId, consistency: Consistency) -> Option<Arc<Open>> {
         let cell = self.0.get(&shard)?;
         let open = cell.open.load_full();
@@ -246,8 +265,10 @@ impl Open {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
     use floe_shard::output::Output;
-    use floe_shard::{CoreAddr, MemoryStore, NodeId, ShardConfig, pre_split};
+    use floe_shard::{CoreAddr, MemoryStore, NodeId, RequestId, ShardConfig, encode_put, pre_split};
+    use std::ops::Range;
 
     const SHARD: ShardId = ShardId(1);
 
@@ -257,13 +278,80 @@ mod tests {
         let mut multi = MultiRaft::new(me, ShardConfig::default(), 1, 7);
         multi.allow_promises(1);
         multi.bootstrap(1, descriptors[0].clone(), Box::new(MemoryStore::new()));
-        for now in 1..20 {
+        run(&mut multi, 1..20);
+        multi
+    }
+
+    fn run(multi: &mut MultiRaft, times: Range<Nanos>) {
+        for now in times {
             let mut output = Output::default();
             multi.tick(now);
             multi.collect(now, &mut output);
             multi.persisted(&output.persists);
         }
-        multi
+    }
+
+    /// What a leader without another voter lets others read, linearizably, too.
+    fn opened() -> (MultiRaft, Arc<ReadCells>) {
+        let descriptors = pre_split(&[NodeId(1)], 1, 1);
+        let (multi, cells) = (sole_leader(&descriptors), ReadCells::new(&descriptors));
+        assert!(cells.load(SHARD, Consistency::Linearizable).is_none());
+        cells.refresh(SHARD, &multi);
+        assert_eq!(get(&cells, || 20), Some(None));
+        (multi, cells)
+    }
+
+    fn get(cells: &ReadCells, clock: impl FnOnce() -> Nanos) -> Option<Option<Versioned>> {
+        cells.get((SHARD, 1), b"a", Consistency::Linearizable, clock)
+    }
+
+    fn read(cells: &ReadCells, clock: impl FnOnce() -> Nanos) -> Option<Answer> {
+        let query = Query::Get { key: Bytes::from_static(b"a") };
+        let consistency = Consistency::Linearizable;
+        cells.read(&Request::Read { shard: SHARD, range_epoch: 1, query, consistency }, clock)
+    }
+
+    /// A write is published while the reader looks at its clock.
+    fn put(multi: &mut MultiRaft, cells: &ReadCells, at: Nanos) -> Nanos {
+        let command = encode_put(1, b"a", b"1").expect("it is small");
+        let id = RequestId(at);
+        multi.submit(at, id, Request::Write { shard: SHARD, command }).expect("it leads");
+        run(multi, at..at + 10);
+        cells.refresh(SHARD, multi);
+        at + 10
+    }
+
+    #[test]
+    fn a_reader_takes_its_view_first_and_the_clock_after() {
+        let (mut multi, cells) = opened();
+        assert_eq!(get(&cells, || put(&mut multi, &cells, 30)), Some(None), "the view before the write");
+        let Some(Some(first)) = get(&cells, || 40) else { panic!("the write isn't there") };
+        let before = read(&cells, || put(&mut multi, &cells, 50));
+        assert_eq!(before, Some(Answer::Value(Some(first.clone()))), "the view before the second write");
+        let Some(Some(second)) = get(&cells, || 60) else { panic!("the write isn't there") };
+        assert!(second.version > first.version, "{second:?} after {first:?}");
+    }
+
+    #[test]
+    fn a_lease_that_ends_while_a_reader_looks_at_its_clock_serves_it_nothing() {
+        for has_ended in [false, true] {
+            let (_multi, cells) = opened();
+            let until = |ns| {
+                let open = cells.load(SHARD, Consistency::Linearizable).expect("it was published");
+                open.grant.until.store(ns, Ordering::SeqCst);
+            };
+            until(100);
+            assert_eq!(get(&cells, || 99), Some(None));
+            let late = || {
+                if has_ended {
+                    until(0);
+                    return 99;
+                }
+                100
+            };
+            assert_eq!(get(&cells, late), None, "ended early: {has_ended}");
+            assert_eq!(read(&cells, late), None, "ended early: {has_ended}");
+        }
     }
 
     #[test]
