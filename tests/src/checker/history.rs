@@ -676,9 +676,9 @@ mod tests {
 
     #[test]
     fn what_takes_too_long_is_unknown() {
-        // Two writes of one value, thirty overlapping conditional writes, then a read that no order explains.
-        let calls = (0..30).map(|n| format!("{n} invoke cas [{} {}]\n", n % 5, (n * 7) % 5));
-        let answers = (0..30).map(|n| format!("{n} ok cas [{} {}]\n", n % 5, (n * 7) % 5));
+        // Two writes of one value, thirty overlapping conditional writes from each of six to each other, then a read that no order explains.
+        let calls = (0..30).map(|n| format!("{n} invoke cas [{} {}]\n", n % 6, (n + n / 6 + 1) % 6));
+        let answers = (0..30).map(|n| format!("{n} ok cas [{} {}]\n", n % 6, (n + n / 6 + 1) % 6));
         let text: String = calls.chain(answers).collect();
         let first = "94 invoke write 9\n94 ok write 9\n94 invoke write 9\n94 ok write 9\n90 invoke write 0\n91 invoke write 0\n92 invoke write 1\n93 invoke write 2\n";
         let last =

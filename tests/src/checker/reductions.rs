@@ -1,17 +1,20 @@
 //! What makes the search of a history with unknown outcomes tractable.
 //!
-//! An operation without an answer may take effect at any time after its call, or never. Five
-//! reductions keep such histories tractable; each is exact, none guesses. Before the search:
+//! An operation without an answer may take effect at any time after its call, or never. The
+//! reductions that keep such histories tractable are exact, none guesses. Before the search:
 //! - intervals shrink to what the values seen in between allow ([`crate::checker::zones`]), which also gives an
 //!   unanswered write whose value was seen a bound, so that it becomes an ordinary operation;
-//! - values that nobody ever saw or expected are all alike, and so are unanswered operations that
-//!   differ only in such a value: of these the earliest called is used first.
+//! - values that nobody ever saw or expected are all alike, and so are operations that differ only in such a value.
 //!
 //! In the search ([`crate::checker::search`]):
 //! - a value that only one operation writes and that somebody who hasn't taken effect yet must see is not
 //!   overwritten: it never comes back;
 //! - an operation that changes nothing and fits is taken at once, without an alternative;
-//! - unanswered operations are tried last.
+//! - of operations that are alike and may come next, the one that is answered first comes first (in any order that
+//!   explains the answers, the two can change places), and of unanswered ones the one that was called first;
+//! - an unanswered operation takes effect only where something fits at once that didn't before: otherwise it
+//!   is overwritten unseen, and the order without it is as good;
+//! - which of the unanswered conditional writes took effect is forgotten when what they expect can't come back.
 
 use crate::checker::linearizability::Operation;
 use crate::checker::model::{Action, Texts, UNSEEN, Value};
@@ -22,7 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) answered: Vec<Operation>,
-    /// Groups of unanswered operations that are all alike, each in order of calls.
+    /// Groups of unanswered operations that are all alike, each in order of calls: first those that fit any value,
+    /// then conditional writes in order of what they expect.
     pub(crate) unanswered: Vec<Vec<Operation>>,
     /// Values that may have been written more than once.
     pub(crate) repeated: Repeated,
@@ -49,6 +53,11 @@ impl Repeated {
             repeated.values.extend(new.filter(|value| !written.insert(*value)));
         }
         repeated
+    }
+
+    /// Whether any can, because there are appends.
+    pub(crate) fn any(&self) -> bool {
+        self.all
     }
 
     pub(crate) fn contains(&self, value: u64) -> bool {
@@ -99,10 +108,10 @@ pub(crate) fn prepare(operations: &[Operation], texts: &mut Texts) -> Result<Pre
             (Some(_), _) => prepared.answered.push(operation),
             (None, Action::Write(new)) => groups.entry((0, new, None)).or_default().push(operation),
             (None, Action::Cas { expected, new }) => {
-                groups.entry((1, new, expected)).or_default().push(operation);
+                groups.entry((2, expected, new)).or_default().push(operation);
             }
             (None, Action::Append(piece)) => {
-                groups.entry((2, Some(piece), None)).or_default().push(operation);
+                groups.entry((1, Some(piece), None)).or_default().push(operation);
             }
             (None, Action::Read(_) | Action::CasFailed { .. }) => {}
         }

@@ -1,11 +1,15 @@
 //! The search of [`crate::checker::linearizability`]: depth first over the orders in which operations may
 //! have taken effect, never twice from the same configuration.
 //!
-//! Calls and answers stand in one doubly linked list in order of time, as Lowe has it: what may come next is
-//! what was called before the first answer in the list, and taking an operation unlinks both of its ends.
+//! Calls and answers stand in one doubly linked list in order of time, as Lowe has it: what may come next, what is
+//! *open*, was called before the first answer in the list, and taking an operation unlinks both of its ends.
+//!
+//! In which order the choices are tried decides how far a wrong one leads. The first answer in the list is the
+//! next deadline: what writes the value that its operation must see is tried first, then what is answered
+//! soonest, then what was never answered.
 
-use crate::checker::linearizability::Verdict;
-use crate::checker::model::{Texts, Value, step};
+use crate::checker::linearizability::{Operation, Verdict};
+use crate::checker::model::{Action, Texts, Value, step};
 use crate::checker::reductions::{Prepared, seen_by};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,11 +23,18 @@ struct End {
     after: usize,
 }
 
-/// What the search may take next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What the search may take next, in the order in which it is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Choice {
+    /// Whether it does not write the value that the next deadline waits for.
+    is_idle: bool,
+    candidate: Candidate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Candidate {
-    /// The answered operation whose call is this end of the list, or what follows it.
-    End(usize),
+    /// The answered operation whose answer is this end of the list.
+    Answered(usize),
     /// The next unanswered operation of this group.
     Group(usize),
 }
@@ -31,23 +42,28 @@ enum Candidate {
 /// One operation that was taken.
 #[derive(Clone, Copy, Debug)]
 struct Taken {
-    candidate: Candidate,
+    choice: Choice,
     value_before: Value,
     /// Whether there can be an alternative to it.
     changes: bool,
 }
 
-/// Which operations took effect, and the value they left: answered ones as words of bits above a prefix
-/// of full words, then one counter per group of unanswered ones.
-type Configuration = (usize, Vec<u64>, Value);
+/// Which operations took effect, and the value they left: answered ones as so many words of bits above a
+/// prefix of full words, then the counters of those groups of unanswered ones that matter later.
+type Configuration = (usize, usize, Vec<u64>, Value);
 
 pub(crate) struct Search<'a> {
     history: &'a Prepared,
     texts: Texts,
     ends: Vec<End>,
+    /// The end that is an answered operation's call.
+    calls: Vec<usize>,
     bits: Vec<u64>,
     full_words: usize,
     used: Vec<usize>,
+    /// Groups whose counter matters later. That of conditional writes of a value that can't come back doesn't:
+    /// once one of them was used, none fits any more.
+    counted: Vec<usize>,
     value: Value,
     taken: Vec<Taken>,
     answered_left: usize,
@@ -58,8 +74,8 @@ pub(crate) struct Search<'a> {
     remembered: usize,
     /// Steps left before the search pauses.
     budget: u64,
-    /// Where it goes on.
-    next: Candidate,
+    /// Where it goes on; `None` = it gives back.
+    next: Option<Choice>,
     /// The least number of answered operations that were ever left, and the answer that blocked there.
     best: (usize, usize),
 }
@@ -69,44 +85,65 @@ const HEAD: usize = 0;
 /// After the last end.
 const NONE: usize = usize::MAX;
 
+/// The value that a group of unanswered operations expects, if it is one of conditional writes.
+fn expected_by(group: &[Operation]) -> Option<Value> {
+    match group[0].action {
+        Action::Cas { expected, .. } => Some(expected),
+        _ => None,
+    }
+}
+
+/// Calls and answers as a list, and where each operation's call is in it. At equal times calls come first: the
+/// operations then overlap, which forbids less.
+fn list(history: &Prepared) -> (Vec<End>, Vec<usize>) {
+    let count = history.answered.len();
+    let mut order: Vec<(u64, bool, usize)> = Vec::with_capacity(2 * count);
+    for (number, operation) in history.answered.iter().enumerate() {
+        let answered = operation.answered.unwrap_or(u64::MAX).max(operation.called);
+        order.push((operation.called, false, number));
+        order.push((answered, true, number));
+    }
+    order.sort_unstable();
+    let mut ends = vec![End { operation: NONE, answer: None, before: NONE, after: NONE }];
+    let mut calls = vec![NONE; count];
+    for (_, is_answer, operation) in order {
+        let here = ends.len();
+        if is_answer {
+            ends[calls[operation]].answer = Some(here);
+        } else {
+            calls[operation] = here;
+        }
+        ends[here - 1].after = here;
+        ends.push(End { operation, answer: None, before: here - 1, after: NONE });
+    }
+    (ends, calls)
+}
+
 impl<'a> Search<'a> {
     /// Nothing has taken effect yet; it may make `budget` steps.
     pub(crate) fn new(history: &'a Prepared, texts: Texts, budget: u64) -> Self {
         let count = history.answered.len();
-        // At equal times calls come first: the operations then overlap, which forbids less.
-        let mut order: Vec<(u64, bool, usize)> = Vec::with_capacity(2 * count);
-        for (number, operation) in history.answered.iter().enumerate() {
-            let answered = operation.answered.unwrap_or(u64::MAX).max(operation.called);
-            order.push((operation.called, false, number));
-            order.push((answered, true, number));
-        }
-        order.sort_unstable();
-        let mut ends = vec![End { operation: NONE, answer: None, before: NONE, after: NONE }];
-        let mut call_of = vec![NONE; count];
-        for (_, is_answer, operation) in order {
-            let here = ends.len();
-            if is_answer {
-                ends[call_of[operation]].answer = Some(here);
-            } else {
-                call_of[operation] = here;
-            }
-            ends[here - 1].after = here;
-            ends.push(End { operation, answer: None, before: here - 1, after: NONE });
-        }
+        let (ends, calls) = list(history);
         let mut wanted = BTreeMap::new();
         let seen = history.answered.iter().filter_map(|operation| seen_by(operation.action));
         for value in seen.filter(|value| !history.repeated.contains(*value)) {
             *wanted.entry(value).or_default() += 1;
         }
-        Self {
+        let matters = |group: &usize| match expected_by(&history.unanswered[*group]) {
+            None | Some(None) => true,
+            Some(Some(value)) => history.repeated.contains(value),
+        };
+        let mut search = Self {
             history,
             texts,
-            next: Candidate::End(ends[HEAD].after),
+            next: None,
             ends,
+            calls,
             wanted,
             bits: vec![0; count.div_ceil(64)],
             full_words: 0,
             used: vec![0; history.unanswered.len()],
+            counted: (0..history.unanswered.len()).filter(matters).collect(),
             value: None,
             taken: Vec::new(),
             answered_left: count,
@@ -114,7 +151,11 @@ impl<'a> Search<'a> {
             remembered: 0,
             budget,
             best: (usize::MAX, NONE),
+        };
+        if count > 0 {
+            search.next = search.next();
         }
+        search
     }
 
     /// Goes on until there is a verdict, or [`Verdict::Unknown`] when the budget is spent.
@@ -124,13 +165,21 @@ impl<'a> Search<'a> {
                 return Verdict::Unknown;
             }
             self.budget -= 1;
-            self.next = match self.next {
-                Candidate::End(end) => self.try_end(end),
-                Candidate::Group(group) if group < self.used.len() => self.try_group(group),
-                Candidate::Group(_) => match self.give_back() {
-                    Some(alternative) => alternative,
-                    None => return Verdict::NotLinearizable { evidence: self.evidence() },
-                },
+            let Some(choice) = self.next else {
+                let Some(taken) = self.give_back() else {
+                    return Verdict::NotLinearizable { evidence: self.evidence() };
+                };
+                self.next = self.choice_after(Some(taken));
+                continue;
+            };
+            let is_taken = match choice.candidate {
+                Candidate::Answered(answer) => self.try_answered(choice, answer),
+                Candidate::Group(group) => self.try_group(choice, group),
+            };
+            self.next = match is_taken {
+                true if self.answered_left == 0 => None,
+                true => self.next(),
+                false => self.choice_after(Some(choice)),
             };
         }
         Verdict::Linearizable
@@ -146,96 +195,151 @@ impl<'a> Search<'a> {
         self.budget = budget;
     }
 
-    /// The first operation that may come next, fits and changes nothing; else the first of all.
-    fn next(&mut self) -> Candidate {
-        let first = self.ends[HEAD].after;
-        let mut end = first;
-        while end != NONE && self.ends[end].answer.is_some() {
+    /// Where to go on after something took effect: an open operation that fits and changes nothing; else the
+    /// first choice of all.
+    fn next(&mut self) -> Option<Choice> {
+        let blocking = self.blocking();
+        if self.answered_left < self.best.0 {
+            self.best = (self.answered_left, self.ends[blocking].operation);
+        }
+        let mut end = self.ends[HEAD].after;
+        while let Some(answer) = self.ends[end].answer {
             let action = self.history.answered[self.ends[end].operation].action;
             if step(self.value, action, &mut self.texts).is_some_and(|(_, changes)| !changes) {
-                return Candidate::End(end);
+                return Some(Choice { is_idle: false, candidate: Candidate::Answered(answer) });
             }
             end = self.ends[end].after;
         }
-        Candidate::End(first)
+        self.choice_after(None)
     }
 
-    /// Tries the operation called at `end`; an answer there ends the operations that may come next.
-    fn try_end(&mut self, end: usize) -> Candidate {
-        let End { operation, answer, after, .. } = self.ends[end];
-        let Some(answer) = answer else {
-            if self.answered_left < self.best.0 {
-                self.best = (self.answered_left, operation);
-            }
-            return Candidate::Group(0);
+    /// The first choice of what changes something, or the one after this.
+    fn choice_after(&self, last: Option<Choice>) -> Option<Choice> {
+        let next_deadline = self.history.answered[self.ends[self.blocking()].operation].action;
+        let needed = match next_deadline {
+            Action::Read(seen) | Action::Cas { expected: seen, .. } => Some(seen),
+            Action::Write(_) | Action::CasFailed { .. } | Action::Append(_) => None,
         };
+        let answered = self.open().map(|(answer, action)| (Candidate::Answered(answer), action));
+        let (is_wanted, is_wanted_by_others) = (self.is_wanted(0), self.is_wanted(1));
+        let groups = self.fitting_groups().filter(|_| !is_wanted);
+        let groups = groups.map(|at| (Candidate::Group(at), self.history.unanswered[at][0].action));
+        let choices = answered.chain(groups).filter_map(|(candidate, action)| {
+            let (written, fits) = match action {
+                Action::Write(new) => (Some(new), !is_wanted),
+                Action::Append(_) => (None, !is_wanted),
+                Action::Cas { expected, new } => (Some(new), expected == self.value && !is_wanted_by_others),
+                Action::Read(_) | Action::CasFailed { .. } => return None,
+            };
+            let is_idle = written.is_none() || written != needed;
+            fits.then_some(Choice { is_idle, candidate })
+        });
+        choices.filter(|choice| last.is_none_or(|last| *choice > last)).min()
+    }
+
+    /// What may come next of the answered operations: the ends that are their answers, and what they do.
+    fn open(&self) -> impl Iterator<Item = (usize, Action)> {
+        let ends = std::iter::successors(Some(self.ends[HEAD].after), |end| Some(self.ends[*end].after));
+        ends.map_while(|end| {
+            let End { operation, answer, .. } = self.ends[end];
+            Some((answer?, self.history.answered[operation].action))
+        })
+    }
+
+    /// Groups whose operations fit the present value.
+    fn fitting_groups(&self) -> impl Iterator<Item = usize> {
+        let groups = &self.history.unanswered;
+        let unconditional = groups.partition_point(|group| expected_by(group).is_none());
+        let from = groups.partition_point(|group| expected_by(group) < Some(self.value));
+        let conditional = (from..groups.len()).take_while(|at| expected_by(&groups[*at]) == Some(self.value));
+        (0..unconditional).chain(conditional)
+    }
+
+    /// Tries the operation with this answer; whether it was taken.
+    fn try_answered(&mut self, choice: Choice, answer: usize) -> bool {
+        let operation = self.ends[answer].operation;
         let action = self.history.answered[operation].action;
-        let Some((value, changes)) = step(self.value, action, &mut self.texts) else {
-            return Candidate::End(after);
-        };
-        let sees = usize::from(changes && seen_by(action).is_some());
-        if changes && self.is_wanted(sees) {
-            return Candidate::End(after);
+        let Some((value, changes)) = step(self.value, action, &mut self.texts) else { return false };
+        // Of open operations that are alike, the one that is answered first comes first.
+        let is_later_alike = || self.open().any(|(other, alike)| other < answer && alike == action);
+        if changes && is_later_alike() {
+            return false;
         }
         self.flip(operation);
         if changes && !self.is_new(value) {
             self.flip(operation);
-            return Candidate::End(after);
+            return false;
         }
-        self.taken.push(Taken { candidate: Candidate::End(end), value_before: self.value, changes });
+        self.taken.push(Taken { choice, value_before: self.value, changes });
         self.value = value;
-        self.unlink(end);
+        self.unlink(self.calls[operation]);
         self.unlink(answer);
         self.count_wanted(operation, true);
         self.answered_left -= 1;
-        self.next()
+        true
     }
 
-    /// Tries the next unanswered operation of a group.
-    fn try_group(&mut self, group: usize) -> Candidate {
-        let operations = &self.history.unanswered[group];
-        let Some(operation) = operations.get(self.used[group]) else {
-            return Candidate::Group(group + 1);
-        };
+    /// Tries the next unanswered operation of a group; whether it was taken.
+    fn try_group(&mut self, choice: Choice, group: usize) -> bool {
+        let Some(operation) = self.history.unanswered[group].get(self.used[group]) else { return false };
+        let blocking = self.history.answered[self.ends[self.blocking()].operation];
+        if operation.called > blocking.answered.unwrap_or(u64::MAX) {
+            return false;
+        }
         let stepped = step(self.value, operation.action, &mut self.texts);
         let stepped = stepped.filter(|(value, _)| *value != self.value);
-        let may_come = operation.called <= self.first_answer() && !self.is_wanted(0);
-        let Some((value, _)) = stepped.filter(|_| may_come) else {
-            return Candidate::Group(group + 1);
+        let Some((value, _)) = stepped.filter(|(value, _)| self.explains(*value, operation.action)) else {
+            return false;
         };
         self.used[group] += 1;
         if !self.is_new(value) {
             self.used[group] -= 1;
-            return Candidate::Group(group + 1);
+            return false;
         }
-        let candidate = Candidate::Group(group);
-        self.taken.push(Taken { candidate, value_before: self.value, changes: true });
+        self.taken.push(Taken { choice, value_before: self.value, changes: true });
         self.value = value;
-        self.next()
+        true
     }
 
-    /// Takes back the last operation that had alternatives; where to go on from.
-    fn give_back(&mut self) -> Option<Candidate> {
+    /// Whether an unanswered operation that leaves `value` can be of any use now: something open must fit
+    /// then that doesn't now. Were it overwritten at once, it could as well never take effect. Nor is it
+    /// needed while an answered one that is alike is open, which must take effect anyhow.
+    fn explains(&self, value: Value, action: Action) -> bool {
+        let groups = &self.history.unanswered;
+        let is_expected = groups.binary_search_by(|group| expected_by(group).cmp(&Some(value))).is_ok();
+        // Appends fit everywhere and tell all values apart.
+        let mut fits = is_expected || self.history.repeated.any();
+        for (_, open) in self.open() {
+            if open == action {
+                return false;
+            }
+            fits |= match open {
+                Action::Read(seen) | Action::Cas { expected: seen, .. } => seen == value,
+                Action::CasFailed { expected } => expected != value,
+                Action::Write(_) | Action::Append(_) => false,
+            };
+        }
+        fits
+    }
+
+    /// Takes back the last operation that had alternatives, and answers which it was.
+    fn give_back(&mut self) -> Option<Choice> {
         loop {
-            let Taken { candidate, value_before, changes } = self.taken.pop()?;
+            let Taken { choice, value_before, changes } = self.taken.pop()?;
             self.value = value_before;
-            let alternative = match candidate {
-                Candidate::End(end) => {
-                    let End { operation, answer, after, .. } = self.ends[end];
-                    self.link(answer.expect("what was taken is a call"));
-                    self.link(end);
+            match choice.candidate {
+                Candidate::Answered(answer) => {
+                    let operation = self.ends[answer].operation;
+                    self.link(answer);
+                    self.link(self.calls[operation]);
                     self.flip(operation);
                     self.count_wanted(operation, false);
                     self.answered_left += 1;
-                    Candidate::End(after)
                 }
-                Candidate::Group(group) => {
-                    self.used[group] -= 1;
-                    Candidate::Group(group + 1)
-                }
-            };
+                Candidate::Group(group) => self.used[group] -= 1,
+            }
             if changes {
-                return Some(alternative);
+                return Some(choice);
             }
         }
     }
@@ -253,13 +357,13 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// When the first answer comes of those operations that haven't taken effect.
-    fn first_answer(&self) -> u64 {
+    /// The first answer in the list: its operation is the next that must take effect.
+    fn blocking(&self) -> usize {
         let mut end = self.ends[HEAD].after;
         while self.ends[end].answer.is_some() {
             end = self.ends[end].after;
         }
-        self.history.answered[self.ends[end].operation].answered.unwrap_or(u64::MAX)
+        end
     }
 
     fn unlink(&mut self, end: usize) {
@@ -289,8 +393,8 @@ impl<'a> Search<'a> {
     /// Whether nothing was tried yet from what took effect and this value; remembers it.
     fn is_new(&mut self, value: Value) -> bool {
         let configuration = self.configuration(value);
-        // The tuple itself and its share of the tree are some eight words.
-        self.remembered += configuration.1.len() + 8;
+        // The tuple itself and its share of the tree are some nine words.
+        self.remembered += configuration.2.len() + 9;
         self.seen.insert(configuration)
     }
 
@@ -298,8 +402,9 @@ impl<'a> Search<'a> {
         let above = &self.bits[self.full_words..];
         let length = above.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
         let mut words = above[..length].to_vec();
-        words.extend(self.used.iter().map(|used| *used as u64));
-        (self.full_words, words, value)
+        let used = self.counted.iter().filter(|group| self.used[**group] > 0);
+        words.extend(used.flat_map(|group| [*group as u64, self.used[*group] as u64]));
+        (self.full_words, length, words, value)
     }
 
     fn evidence(&self) -> String {
@@ -325,5 +430,69 @@ impl<'a> Search<'a> {
             text.push_str(&format!("\n  overlapping: {operation}"));
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::linearizability::check;
+    use Action::{Cas, CasFailed, Read, Write};
+
+    fn op(called: u64, answered: u64, action: Action) -> Operation {
+        Operation { client: 1, called, answered: (answered > 0).then_some(answered), action }
+    }
+
+    /// Far fewer steps than there are subsets of the operations.
+    const FEW: u64 = 200_000;
+
+    #[test]
+    fn answered_operations_that_are_alike_have_one_order() {
+        let unseen = (0..40).map(|value| op(1, 90 + value, Write(Some(value))));
+        let deletes = (0..20).map(|number| op(2, 150 + number, Write(None)));
+        let last = [op(180, 181, Write(Some(50))), op(182, 183, Read(None))];
+        let history: Vec<_> = unseen.chain(deletes).chain(last).collect();
+        assert!(matches!(check(&history, FEW), Verdict::NotLinearizable { .. }));
+    }
+
+    #[test]
+    fn unanswered_operations_that_explain_nothing_are_not_tried() {
+        let writes = (0..40).map(|value| op(1, 0, Write(Some(value))));
+        let failed = (0..40).map(|value| op(2, 3, CasFailed { expected: Some(value) }));
+        let last = [op(4, 5, Write(Some(50))), op(6, 7, Read(None))];
+        let history: Vec<_> = writes.chain(failed).chain(last).collect();
+        assert!(matches!(check(&history, FEW), Verdict::NotLinearizable { .. }));
+    }
+
+    #[test]
+    fn what_the_next_deadline_waits_for_is_tried_first() {
+        // Twenty times, a delete is seen and then that something was written: who spends the writes, which can't be
+        // told apart by time, before the first delete has none left.
+        for answered in [0, 450] {
+            let mut history: Vec<_> = (0..40).map(|value| op(1, 400, Write(Some(value)))).collect();
+            history.extend((0..40).map(|value| op(405, 490, CasFailed { expected: Some(value) })));
+            history.push(op(480, 481, Write(Some(50))));
+            for at in (0..20).map(|round| 10 * round + 5) {
+                history.push(op(2, answered, Write(None)));
+                history.push(op(at, at + 1, Read(None)));
+                history.push(op(at + 2, at + 3, CasFailed { expected: None }));
+            }
+            assert_eq!(check(&history, FEW), Verdict::Linearizable, "deletes are answered at {answered}");
+        }
+    }
+
+    #[test]
+    fn conditional_writes_of_values_that_are_gone_are_forgotten() {
+        // What explains that a condition failed, the write that isn't answered or the next one, is all the same later.
+        let mut history = Vec::new();
+        for value in 0..24 {
+            let at = 10 * value;
+            history.push(op(at, at + 1, Write(Some(value))));
+            history.push(op(at + 2, 0, Cas { expected: Some(value), new: Some(1_000 + value) }));
+            history.push(op(at + 3, at + 15, CasFailed { expected: Some(value) }));
+        }
+        history.push(op(290, 291, Write(Some(24))));
+        history.push(op(300, 301, Read(None)));
+        assert!(matches!(check(&history, FEW), Verdict::NotLinearizable { .. }));
     }
 }

@@ -156,7 +156,9 @@ mod tests {
             }
         }
         assert_eq!(coverage.rarer_than(1), [(FaultKind::Kill, Role::Candidate)]);
-        assert!(coverage.rarer_than(2).contains(&(FaultKind::Pause, Role::Leader)));
+        for once in [Role::Leader, Role::Follower] {
+            assert!(coverage.rarer_than(2).contains(&(FaultKind::Pause, once)), "each role once per strike");
+        }
         assert!(!coverage.rarer_than(2).contains(&(FaultKind::NewLeader, Role::Candidate)));
         let mut sum = coverage.clone();
         sum.add(&coverage);

@@ -5,6 +5,7 @@ use floe_tests::checker::linearizability::{Verdict, check_keys_while};
 use floe_tests::checker::random_history::{Shape, Spoilt, draw, spoil};
 use floe_tests::random::Random;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -85,10 +86,11 @@ struct Tally {
     spoilt: BTreeMap<Spoilt, u64>,
 }
 
-/// Judges random histories of up to 10,000 operations and 50 clients, every second one spoilt. Fails if a
+/// Judges the random histories of these seeds, of up to 10,000 operations and 50 clients, every second one spoilt. Fails if a
 /// verdict is wrong, or unknown after so many seconds.
-pub fn check_random(count: u64, seconds: u64, jobs: usize) -> ExitCode {
-    let (started, tally, seeds) = (Instant::now(), Mutex::new(Tally::default()), Mutex::new(0..count));
+pub fn check_random(seeds: Range<u64>, seconds: u64, jobs: usize) -> ExitCode {
+    let count = seeds.end - seeds.start;
+    let (started, tally, seeds) = (Instant::now(), Mutex::new(Tally::default()), Mutex::new(seeds));
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
             scope.spawn(|| {

@@ -91,6 +91,9 @@ enum Command {
         /// How many.
         #[arg(long, default_value_t = 1_000)]
         histories: u64,
+        /// Begin with the history of this seed.
+        #[arg(long, default_value_t = 0)]
+        first: u64,
         /// Give up on one after so many seconds.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
@@ -168,8 +171,8 @@ fn main() -> ExitCode {
         Some(Command::CheckHistory { file, model, seconds }) => {
             return judge::check_history(file, *model, *seconds);
         }
-        Some(Command::CheckRandom { histories, seconds, jobs }) => {
-            return judge::check_random(*histories, *seconds, *jobs);
+        Some(Command::CheckRandom { histories, first, seconds, jobs }) => {
+            return judge::check_random(*first..first.saturating_add(*histories), *seconds, *jobs);
         }
         None => {}
     }
