@@ -3,7 +3,8 @@
 
 use floe::{
     BusyReason, Client, CommandError, Config, Consistency, Engine, LsmSettings, Member, MemberChange, NodeId,
-    OpenError, ReadError, ScanOptions, Seat, ShardId, Store, WriteBatch, WriteError, WriteOutcome,
+    OpenError, ReadError, ScanOptions, Seat, ShardId, Store, UnknownReason, WriteBatch, WriteError,
+    WriteOutcome,
 };
 use floe_tests::ports::free_ports;
 use std::io::{Read, Write};
@@ -60,6 +61,20 @@ fn keys(count: u8) -> impl Iterator<Item = Vec<u8>> {
 fn write_all(client: &Client, value: &[u8]) {
     for key in keys(64) {
         client.put_blocking(&key, value).unwrap();
+    }
+}
+
+/// Writes while leaders are replaced: what is refused or unknown because of that is written again, which does no harm.
+fn write_all_among_changes(client: &Client, value: &[u8]) {
+    for key in keys(64) {
+        let mut tries = 0;
+        while let Err(error) = client.put_blocking(&key, value) {
+            let unknown = WriteError::OutcomeUnknown(UnknownReason::LeadershipLost);
+            assert!(error == unknown || error == WriteError::Busy(BusyReason::Transfer), "{key:?}: {error}");
+            tries += 1;
+            assert!(tries < 100, "{key:?}: {error}, still");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
@@ -218,7 +233,7 @@ fn shards_move(store: &Store) {
         let swap = [seat(of_founder(3), Seat::Voter), seat(of_founder(1), Seat::Vacant)];
         change_members(&client, shard, &swap);
     }
-    write_all(&client, b"after");
+    write_all_among_changes(&client, b"after");
     for engine in &engines {
         read_all(&engine.client(), b"after");
     }
