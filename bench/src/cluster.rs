@@ -201,7 +201,7 @@ impl<'a> Bench<'a> {
 }
 
 /// The cluster, and how long it took until every shard had a leader.
-fn open_members(
+pub fn open_members(
     places: &Places,
     options: &ClusterOptions,
     label: &str,

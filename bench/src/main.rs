@@ -2,7 +2,8 @@
 //!
 //! Each benchmark is one file with a `run`; [`cluster`] is the one that runs without arguments, [`raft`]
 //! measures the consensus core alone, [`lsm`] the library that the durable store keeps its tables in, [`import`]
-//! moves a data set ([`rows`]) through processes that are killed ([`processes`]). The parts that benchmarks share:
+//! moves a data set ([`rows`]) through processes that are killed ([`processes`]), [`idle`] looks at shards in which
+//! nothing happens. The parts that benchmarks share:
 //!
 //! - [`options`]: the command line;
 //! - [`workload`]: keys, values, and what a key may hold ([`workload::KeyState`]);
@@ -25,6 +26,7 @@ mod error;
 mod executor;
 mod floor;
 mod home;
+mod idle;
 mod import;
 mod lsm;
 mod machine;
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Benchmark::Raft(options) => raft::run(&options),
         Benchmark::Lsm(options) => lsm::run(&options),
         Benchmark::Import(options) => import::run(&options),
+        Benchmark::Idle(options) => idle::run(&options),
     };
     match measured {
         Ok(true) => ExitCode::SUCCESS,

@@ -107,6 +107,19 @@ impl WalCounters {
     }
 }
 
+/// What all nodes have sent so far, and how often they woke up.
+#[derive(Clone, Copy)]
+pub struct Stir {
+    /// Frames to other nodes.
+    pub frames: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Turns of all cores.
+    pub turns: u64,
+    /// Elections begun.
+    pub elections: u64,
+}
+
 /// The running cluster.
 pub struct Members {
     engines: Vec<Engine>,
@@ -243,6 +256,18 @@ impl Members {
             sum.latency.add(&one.latency).expect("all have the same bounds");
         }
         sum.expect("there is at least one node")
+    }
+
+    /// What the nodes have sent and done so far.
+    pub fn stir(&self) -> Stir {
+        let mut sum = Stir { frames: 0, bytes: 0, turns: 0, elections: 0 };
+        for metrics in self.engines.iter().map(Engine::metrics) {
+            sum.frames += metrics.frames_sent;
+            sum.bytes += metrics.bytes_sent;
+            sum.turns += metrics.turns;
+            sum.elections += metrics.elections;
+        }
+        sum
     }
 
     /// Stops every node, side by side.

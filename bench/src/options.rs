@@ -14,6 +14,7 @@ Examples:
   floe-bench cluster --mode open --rate 50000   latency at a given load, without coordinated omission
   floe-bench cluster --route any                two of three requests are forwarded to the leader
   floe-bench raft                               the consensus core alone, in memory
+  floe-bench idle                               what 1,000 idle shards cost: processor, frames, memory
   floe-bench lsm                                reads of one hot shard's tables while it flushes
   floe-bench import                             rows into processes that are killed meanwhile, and out again
   floe-bench cluster --soak --phases put --seconds 600  memory and log space over ten minutes of puts
@@ -33,9 +34,7 @@ pub struct Cli {
 impl Cli {
     /// The chosen benchmark.
     pub fn benchmark(self) -> Benchmark {
-        self.benchmark
-            .or_else(|| Self::parse_from(["floe-bench", "cluster"]).benchmark)
-            .expect("the line above names a subcommand")
+        self.benchmark.unwrap_or_else(|| Benchmark::Cluster(Box::default()))
     }
 }
 
@@ -51,6 +50,8 @@ pub enum Benchmark {
     Lsm(LsmOptions),
     /// Three processes that are killed one after another while rows are imported; needs the command `floe`
     Import(ImportOptions),
+    /// Shards in which nothing happens: processor time, frames and memory of three nodes in this process
+    Idle(IdleOptions),
 }
 
 /// What `import` runs with.
@@ -78,6 +79,23 @@ pub struct ImportOptions {
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Directory for the data [default: a new one in ./target, or in . if there is none]
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+}
+
+/// What `idle` runs with.
+#[derive(Args, Clone, Debug)]
+pub struct IdleOptions {
+    /// Numbers of shards, measured in ascending order; memory per replica is what comes on top of the first
+    #[arg(long, value_delimiter = ',', default_value = "1,1000", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub shards: Vec<u32>,
+    /// Measured time of each
+    #[arg(long, default_value = "10", value_parser = positive)]
+    pub seconds: f64,
+    /// Write the figures to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Directory for the nodes' data [default: a new one in ./target, or in . if there is none]
     #[arg(long)]
     pub dir: Option<PathBuf>,
 }
@@ -198,6 +216,16 @@ pub struct ClusterOptions {
     /// Leave the data behind; done in any case if something was lost or wrong
     #[arg(long)]
     pub keep: bool,
+}
+
+impl Default for ClusterOptions {
+    /// What the command line's defaults say.
+    fn default() -> Self {
+        match Cli::parse_from(["floe-bench", "cluster"]).benchmark {
+            Some(Benchmark::Cluster(options)) => *options,
+            _ => unreachable!("the line above names the subcommand"),
+        }
+    }
 }
 
 impl ClusterOptions {
