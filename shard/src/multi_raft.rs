@@ -271,7 +271,7 @@ impl MultiRaft {
         self.advance_clock(now);
         self.peers.up(node, cores);
         for slot in 0..self.replicas.len() {
-            if self.replicas[slot].descriptor.replica_on(node).is_some() {
+            if self.replicas[slot].has_member_on(node) {
                 self.replicas[slot].refresh_routes(&self.peers);
             }
         }

@@ -7,7 +7,7 @@
 use crate::command::split_head;
 use crate::descriptor::Descriptor;
 use crate::flush::Flush;
-use crate::ids::{CoreAddr, ShardId};
+use crate::ids::{CoreAddr, NodeId, ShardId};
 use crate::output::{LogWrite, ShardState};
 use crate::peers::Peers;
 use crate::reads::Reads;
@@ -209,10 +209,19 @@ impl Replica {
         self.generation_next - 1
     }
 
+    /// The members, and where they live: those of the applied descriptor, and those whom the log brings.
+    fn members(&self) -> impl Iterator<Item = (ReplicaId, NodeId)> {
+        let applied = self.descriptor.replicas.iter().map(|place| (place.replica, place.node));
+        applied.chain(self.newcomers())
+    }
+
+    pub(crate) fn has_member_on(&self, node: NodeId) -> bool {
+        self.members().any(|(_, home)| home == node)
+    }
+
     pub(crate) fn refresh_routes(&mut self, peers: &Peers) {
         let (me, shard) = (self.id, self.shard);
-        let members = self.descriptor.replicas.iter().map(|place| (place.replica, place.node));
-        let others = members.chain(self.newcomers()).filter(|(replica, _)| *replica != me);
+        let others = self.members().filter(|(replica, _)| *replica != me);
         let routes = others.filter_map(|(replica, node)| Some((replica, peers.route(node, shard)?)));
         let routes = routes.collect();
         self.routes = routes;

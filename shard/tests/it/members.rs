@@ -242,3 +242,33 @@ fn members_survive_a_restart_of_everybody() {
     }
     cluster.assert_equal_states(S1);
 }
+
+/// It needs the vote of one that its descriptor doesn't name yet, and finds its node in the log.
+#[test]
+fn a_restarted_voter_reaches_whom_only_its_log_names() {
+    let (mut cluster, leader) = four_nodes();
+    for gone in crate::others(leader) {
+        assert_eq!(change(&mut cluster, &[seat(gone, Seat::Vacant)]), Answer::Done);
+    }
+    assert_eq!(change(&mut cluster, &[seat(SPARE, Seat::Learner)]), Answer::Done);
+    // Promoted as soon as it is heard, before there is a dump for it, and cut off: the change stands in the log
+    // of the only voter and goes no further.
+    let promotion =
+        Request::ChangeMembers { shard: S1, changes: vec![seat(SPARE, Seat::Voter)], force: true };
+    loop {
+        let asked = cluster.submit(leader, promotion.clone());
+        if !cluster.nodes[leader].answers.contains_key(&asked) {
+            break;
+        }
+        cluster.turn();
+    }
+    cluster.cut_both_ways(leader, SPARE);
+    cluster.run(5);
+    cluster.restart(leader, false);
+    let named = descriptor(&cluster, leader).replica_on(addr(SPARE).node);
+    assert_eq!(named, None, "what it restarts from is older than the learner");
+    cluster.cut.clear();
+    let leader = cluster.await_leader(S1);
+    fill(&mut cluster, leader, 5);
+    assert_eq!(descriptor(&cluster, leader).membership().voters.len(), 2);
+}

@@ -428,10 +428,15 @@ impl Clients {
             self.clients.entry(client).or_default().seen.insert(key, stored);
         }
         if consistency != Consistency::ANY_AGE {
-            // What a stale read returns was current at some moment from so long before the call on.
-            let called = pending.called.saturating_sub(stale_ns(consistency));
             let action = Action::Read(stored.map(|(value, _)| value));
-            self.record(client, called, Some(now), key, action);
+            let (called, answered) = match consistency {
+                // Current at some moment from so long before the call on. It may also be ahead: followers can
+                // apply what a quorum holds before the leader's own disk has it, and until then the leader
+                // serves the state before. (That it is committed was seen in `stored`.)
+                Consistency::Stale { max } => (pending.called.saturating_sub(stale_ns(max)), Nanos::MAX),
+                Consistency::Linearizable | Consistency::LinearizableLocal => (pending.called, now),
+            };
+            self.record(client, called, Some(answered), key, action);
         }
         Ok(())
     }
@@ -501,15 +506,10 @@ fn odd(pending: &Pending, answer: &Option<Answer>) -> Violation {
     Violation::new("answer", format!("{:?} was answered with {answer:?}", pending.doing))
 }
 
-/// How old what is read may be in true time: nodes' clocks drift by up to 1 %.
-fn stale_ns(consistency: Consistency) -> Nanos {
-    match consistency {
-        Consistency::Stale { max } => {
-            let ns = u64::try_from(max.as_nanos()).unwrap_or(Nanos::MAX);
-            ns.saturating_add(ns / 50)
-        }
-        Consistency::Linearizable | Consistency::LinearizableLocal => 0,
-    }
+/// How old what is read may be in true time, if by the nodes' clocks it is `max` old: they drift by up to 1 %.
+fn stale_ns(max: Duration) -> Nanos {
+    let ns = u64::try_from(max.as_nanos()).unwrap_or(Nanos::MAX);
+    ns.saturating_add(ns / 50)
 }
 
 /// The bytes of a value: its number, and a tail that can be checked.
