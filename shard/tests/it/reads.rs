@@ -1,6 +1,6 @@
 //! Reads that don't go to the leader.
 
-use crate::cluster::{Cluster, MS, get, value_of};
+use crate::cluster::{Cluster, MS, get, value_of, write};
 use crate::{S1, fill, one_shard, others};
 use floe_shard::*;
 use std::time::Duration;
@@ -169,6 +169,29 @@ fn a_stale_read_never_misses_what_was_acknowledged_longer_ago_than_its_bound() {
         let seen = value_of(&answer).map_or(0, |value| usize::from(value[0]) + 1);
         assert!(seen >= due, "write {due} was acknowledged {BOUND_MS} ms before, {seen} is seen");
     }
+}
+
+/// A majority without the leader's disk commits, and followers apply what the leader can't yet.
+#[test]
+fn a_stale_read_may_be_ahead_of_what_the_leader_has_applied() {
+    let mut cluster = one_shard();
+    let leader = cluster.await_leader(S1);
+    cluster.put(leader, S1, b"a", b"old");
+    cluster.run(100);
+    let follower = others(leader)[0];
+    cluster.slow_disks.insert(leader, 90 * MS);
+    cluster.submit(leader, write(S1, b"a", b"new"));
+    let value_at = |cluster: &mut Cluster, node, consistency| {
+        let answer = cluster.ask(node, get(S1, b"a", consistency));
+        value_of(&answer).map(<[u8]>::to_vec)
+    };
+    let began = cluster.now;
+    while value_at(&mut cluster, follower, stale(100)) == Some(b"old".to_vec()) {
+        cluster.turn();
+        assert!(cluster.now - began < 80 * MS, "the followers have it long before the leader's disk");
+    }
+    assert_eq!(value_at(&mut cluster, leader, Consistency::ANY_AGE), Some(b"old".to_vec()));
+    assert_eq!(value_at(&mut cluster, leader, Consistency::Linearizable), Some(b"new".to_vec()));
 }
 
 #[test]
