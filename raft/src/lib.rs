@@ -92,11 +92,40 @@
 //! assert_eq!(applied.last().map(|entry| &entry.data[..]), Some(&b"x"[..]));
 //! ```
 //!
-//! # What is not implemented yet
+//! # Section by section
+//!
+//! | source | rule | here |
+//! |---|---|---|
+//! | paper §5.1 | terms: who hears of a later one follows; an old one's messages change nothing | `Raft::meet_term`, `Raft::answer_stale` |
+//! | §5.2 | randomized timeouts; one durable vote per term; a majority elects | `timer.rs`, `Raft::on_vote`, `Raft::maybe_win` |
+//! | §5.3 | consistency check, conflicts, commit index told | `Raft::on_append`, `Raft::cut_conflict`, `Raft::on_append_rejected`, `Progress::accepted` |
+//! | §5.4.1 | votes only to logs that are as up to date | `Raft::is_up_to_date` |
+//! | §5.4.2 | only entries of the own term are committed by counting | `Leader::newly_committed` |
+//! | §5.5 | whatever is sent again does no harm | `Raft::take_entries`, `Raft::note_match`, `Raft::is_vote_free_for` |
+//! | §5.6 | broadcast time below election timeout | [`Config::validate`] |
+//! | §6, thesis ch. 4 | membership changes | `change.rs`, `membership.rs`, `membership_log.rs` |
+//! | §7 | snapshots | `Raft::on_install_snapshot`, [`Raft::snapshot_installed`], [`Raft::compact`], [`Raft::report_snapshot`] |
+//! | §8, thesis §6.4 | a term's first entry; reads without a log entry | `Raft::become_leader`, `read_index.rs` |
+//! | thesis §3.10 | leadership transfer | [`Raft::transfer_leadership`], `Leader::maybe_tell_successor`, `Raft::on_timeout_now` |
+//! | thesis §4.2.3 | a replica that hears a leader helps no other | `Raft::hears_a_leader` |
+//! | thesis §6.2 | a leader without a quorum steps down | `Leader::tick` |
+//! | thesis §6.4.1 | leases | `lease.rs`, [`Raft::lease`] |
+//! | thesis §9.6 | PreVote | `Raft::become_pre_candidate`, `Raft::on_pre_vote` |
+//! | thesis §10.2.1 | pipelining; writing and sending side by side | `progress.rs`, `Leader::flush`, `writes.rs` |
+//!
+//! Which test fails when a rule is taken out stands in `testscripts/README.md`.
+//!
+//! Beyond the sources: a replica without room refuses commands ([`Raft::set_full`]), one whose disk doesn't
+//! answer neither campaigns nor leads ([`Raft::set_wedged`]), some campaign earlier than others
+//! ([`Config::priority`]), and what no working replica says changes nothing ([`Nonsense`]).
+//!
+//! # What is not implemented
 //!
 //! - *Leases across splits and merges* (rule 6 of `lease.rs`): there are none of these yet.
 //! - *Reading cold entries from disk*: every entry after the snapshot is in memory.
-//! - *Refusing appends for lack of space.*
+//! - *Client sessions* (§8; thesis §6.3): whether a command was applied before is for the state machine to
+//!   know. Forwarding proposals to the leader is for the layer above.
+//! - *Witnesses*: whoever votes also holds the log.
 #![forbid(unsafe_code)]
 
 mod candidate;

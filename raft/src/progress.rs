@@ -88,7 +88,8 @@ pub(crate) struct Window {
 impl Window {
     /// Notes an append whose last entry is `last`.
     pub(crate) fn push(&mut self, last: Index, bytes: usize) {
-        debug_assert!(self.appends.back().is_none_or(|&(newest, _)| newest < last));
+        let newest = self.appends.back().map_or(0, |&(newest, _)| newest);
+        assert!(newest < last, "append up to {last} while one up to {newest} is in flight");
         self.appends.push_back((last, bytes));
         self.bytes += bytes;
     }

@@ -422,6 +422,7 @@ impl Raft {
             Body::PreVoteReply { .. }
             | Body::VoteReply { .. }
             | Body::AppendAccepted { .. }
+            | Body::AppendRefused { .. }
             | Body::AppendRejected { .. }
             | Body::HeartbeatReply { .. } => !planted::is(Planted::RemovedVoteCounted),
             _ => false,

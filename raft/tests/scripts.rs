@@ -52,6 +52,7 @@ impl Script {
                 "inflight" => config.inflight_messages_max = value,
                 "uncommitted" => config.uncommitted_bytes_max = value,
                 "promise" => promise_ms = value,
+                "leases" => config.leases = value != 0,
                 "apply" => config.apply_bytes_max = value,
                 "peer-reads" => config.peer_reads_max = value,
                 _ => panic!("unknown setting {key}"),
@@ -65,7 +66,7 @@ impl Script {
     fn run(&mut self, command: &str, words: Words) {
         match command {
             "campaign" | "timeout" | "propose" | "propose-size" | "read" | "transfer" | "wedge"
-            | "unwedge" | "full" | "roomy" => self.ask(command, words),
+            | "unwedge" | "full" | "roomy" | "promise" => self.ask(command, words),
             "change" | "joint" | "leave" => self.change(command, words),
             "deliver" | "drop" | "repeat" | "partition" | "heal" | "net" => self.network(command, words),
             "auto-persist" | "auto-apply" | "persist" | "apply" => self.durability(command, words),
@@ -99,6 +100,10 @@ impl Script {
             }),
             "full" | "roomy" => self.cluster.with(node, |raft, _| {
                 raft.set_full(command == "full");
+                None
+            }),
+            "promise" => self.cluster.with(node, |raft, _| {
+                raft.allow_promises(duration(words[1]));
                 None
             }),
             "transfer" => {

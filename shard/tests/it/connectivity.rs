@@ -74,14 +74,38 @@ fn a_triangle_without_one_link_of_the_leader_keeps_its_leader_and_goes_on_writin
     assert_eq!(terms(&cluster), before);
 }
 
+/// One of them asks for votes although it hears the leader: the leader is all that it can ask, and doesn't help.
 #[test]
-fn a_triangle_without_the_link_of_its_followers_changes_nothing() {
+fn a_triangle_without_the_link_of_its_followers_keeps_its_leader_whoever_campaigns() {
     let (mut cluster, leader) = settled();
     let [one, other] = others(leader);
     let before = terms(&cluster);
     cluster.cut_both_ways(one, other);
     assert_stable(&mut cluster, leader);
-    assert_eq!(terms(&cluster), before);
+    let now = cluster.now;
+    cluster.nodes[one].multi.campaign(now, S1);
+    cluster.run(ELECTION_TIMEOUT_MS);
+    assert_eq!(terms(&cluster), before, "the leader has voted against itself");
+    assert_stable(&mut cluster, leader);
+}
+
+/// Nor can anybody take its place: the others don't hear each other. It leads no longer than it hears a quorum, and
+/// when the links are back whoever leads does so in the next term, since nobody has stood for election in vain.
+#[test]
+fn a_leader_that_nobody_hears_steps_down_though_nobody_replaces_it() {
+    let (mut cluster, leader) = settled();
+    let [one, other] = others(leader);
+    let before = terms(&cluster);
+    cluster.cut.extend([(leader, one), (leader, other)]);
+    cluster.cut_both_ways(one, other);
+    cluster.run(2 * ELECTION_TIMEOUT_MS);
+    assert_eq!(cluster.leader_of(S1), None, "it hears its followers campaign, but none of them answers it");
+    cluster.run(10 * ELECTION_TIMEOUT_MS);
+    assert_eq!(terms(&cluster), before, "terms rise while nobody can be elected");
+    cluster.cut.clear();
+    let next = cluster.await_leader(S1);
+    cluster.run(ELECTION_TIMEOUT_MS);
+    assert_stable(&mut cluster, next);
 }
 
 #[test]
