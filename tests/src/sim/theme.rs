@@ -54,12 +54,22 @@ impl Theme {
             Self::Members => (&[F::Members], &[F::NewLeader, F::IsolateLeader, F::Transfer, F::Kill]),
             Self::Log => (
                 &[F::PowerCutAll],
-                &[F::PowerCut, F::StuckDisk, F::SlowDisk, F::WriteErrors, F::FailedCall, F::FullDisk],
+                &[
+                    F::PowerCut,
+                    F::StuckDisk,
+                    F::SlowDisk,
+                    F::WriteErrors,
+                    F::FailedCall,
+                    F::FullDisk,
+                    F::Members,
+                ],
             ),
-            Self::Restarts => (&[F::OtherCores], &[F::PowerCut, F::Kill, F::Shutdown, F::FailedCall]),
+            Self::Restarts => {
+                (&[F::OtherCores], &[F::PowerCut, F::Kill, F::Shutdown, F::FailedCall, F::Members])
+            }
             Self::Transfers => (&[F::NewState], &[F::Kill, F::PowerCut, F::IsolateLeader, F::Members]),
             Self::Damage => {
-                (&[F::BitRot, F::Kill], &[F::LostWrite, F::Misdirected, F::NewState, F::PowerCut])
+                (&[F::BitRot, F::Kill, F::Members], &[F::LostWrite, F::Misdirected, F::NewState, F::PowerCut])
             }
         };
         let others = others.iter().filter(|_| random.percent(50));
