@@ -18,7 +18,7 @@
 //! somebody reads: one that wasn't used since it was published is withdrawn with the next write; a reader
 //! who finds none goes to the core, and says so.
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwapOption, Guard};
 use floe_raft::{Index, Nanos, Term};
 use floe_shard::descriptor::{Descriptor, KeyRange};
 use floe_shard::request::{Answer, Consistency, Query, Request, Versioned};
@@ -99,28 +99,33 @@ impl ReadCells {
         consistency: Consistency,
         clock: impl FnOnce() -> Nanos,
     ) -> Option<Option<Versioned>> {
-        let open = self.load(shard, consistency)?;
-        open.get(range_epoch, key, consistency, clock())
+        let open = self.look(shard, consistency)?;
+        open.as_ref()?.get(range_epoch, key, consistency, clock())
     }
 
     /// The answer to a read on this thread; `None` = ask the core. `clock` is called once, after the view was taken.
     pub fn read(&self, request: &Request, clock: impl FnOnce() -> Nanos) -> Option<Answer> {
         let Request::Read { shard, range_epoch, query, consistency } = request else { return None };
-        let open = self.load(*shard, *consistency)?;
-        open.read(*range_epoch, query, *consistency, clock())
+        let open = self.look(*shard, *consistency)?;
+        open.as_ref()?.read(*range_epoch, query, *consistency, clock())
     }
 
     /// What may be read of a shard. The caller looks at its clock after this, and hands it to [`Open::get`] or
     /// [`Open::read`], as [`ReadCells::get`] and [`ReadCells::read`] do. `None` = ask the core.
     pub fn load(&self, shard: ShardId, consistency: Consistency) -> Option<Arc<Open>> {
+        Guard::into_inner(self.look(shard, consistency)?)
+    }
+
+    /// [`ReadCells::load`] without a share of its own: readers of many threads would fight for its count.
+    fn look(&self, shard: ShardId, consistency: Consistency) -> Option<Guard<Option<Arc<Open>>>> {
         let cell = self.0.get(&shard)?;
-        let open = cell.open.load_full();
+        let open = cell.open.load();
         let is_linearizable = consistency.is_linearizable();
         if open.as_ref().is_none_or(|open| is_linearizable && open.grant.term == 0) {
             let wanted = if is_linearizable { &cell.wanted_leased } else { &cell.wanted };
             raise(wanted);
         }
-        open
+        Some(open)
     }
 
     /// Publishes how a shard of this core stands after a turn, before anything of that turn leaves. Returns whether

@@ -10,18 +10,32 @@ use floe_raft::ReplicaId;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShardMap {
     shards: Vec<Descriptor>,
+    /// The start of each by its first bytes: a lookup rarely has to follow a pointer.
+    heads: Vec<u64>,
+}
+
+/// The first eight bytes, padded with zeros: where two differ they order as the keys do.
+fn head(key: &[u8]) -> u64 {
+    let mut head = [0; 8];
+    let len = key.len().min(head.len());
+    head[..len].copy_from_slice(&key[..len]);
+    u64::from_be_bytes(head)
 }
 
 impl ShardMap {
     /// A map of these shards.
     pub fn new(mut shards: Vec<Descriptor>) -> Self {
         shards.sort_by(|a, b| a.range.start.cmp(&b.range.start));
-        Self { shards }
+        let heads = shards.iter().map(|shard| head(&shard.range.start)).collect();
+        Self { shards, heads }
     }
 
     /// The shard that owns `key`, as far as the map knows. O(log shards).
     pub fn locate(&self, key: &[u8]) -> Option<&Descriptor> {
-        let after = self.shards.partition_point(|shard| shard.range.start <= *key);
+        let head = head(key);
+        let like = self.heads.partition_point(|start| *start < head);
+        let alike = self.heads[like..].partition_point(|start| *start == head);
+        let after = like + self.shards[like..like + alike].partition_point(|shard| shard.range.start <= *key);
         self.shards.get(after.checked_sub(1)?).filter(|shard| shard.range.contains(key))
     }
 
@@ -46,7 +60,7 @@ impl ShardMap {
             Some(known) => *known = descriptor,
             None => self.shards.push(descriptor),
         }
-        self.shards.sort_by(|a, b| a.range.start.cmp(&b.range.start));
+        *self = Self::new(std::mem::take(&mut self.shards));
         true
     }
 
@@ -125,6 +139,28 @@ mod tests {
                 assert_eq!(owners, 1, "{key:?} of {count}");
                 assert!(map.locate(key).unwrap().range.contains(key));
             }
+        }
+    }
+
+    /// Bounds that differ late, or in trailing zeros only.
+    #[test]
+    fn keys_that_begin_alike_are_told_apart() {
+        let bounds: [&[u8]; 8] =
+            [b"", b"a", b"a\0", b"a\0\0\0\0\0\0\0", b"a\0\0\0\0\0\0\0\0", b"sameheads", b"sameheadt", b"t"];
+        let one = pre_split(&nodes(), 1, 1).remove(0);
+        let bound = |at: usize| bounds.get(at).map_or(Bytes::new(), |bound| Bytes::copy_from_slice(bound));
+        let shards = (0..bounds.len()).map(|at| Descriptor {
+            shard: ShardId(at as u64 + 1),
+            range: KeyRange { start: bound(at), end: bound(at + 1) },
+            ..one.clone()
+        });
+        let map = ShardMap::new(shards.collect());
+        for (at, bound) in bounds.iter().enumerate() {
+            let owner = |key: &[u8]| map.locate(key).map(|shard| shard.shard.0 as usize);
+            assert_eq!(owner(bound), Some(at + 1), "{bound:?}");
+            let beyond = [bound, &b"\0\0\0\0\0\0\0\0\0\0"[..]].concat();
+            let expected = map.iter().find(|shard| shard.range.contains(&beyond)).expect("all are covered");
+            assert_eq!(owner(&beyond), Some(expected.shard.0 as usize), "{beyond:?}");
         }
     }
 
