@@ -193,6 +193,31 @@ fn a_removed_replica_that_missed_it_learns_it_when_it_asks_for_votes() {
     assert!(raft.is_leader() && raft.term() == term, "it disturbed the others");
 }
 
+/// A learner asks for no votes, so nobody tells it that it was removed but who orders another one to its place.
+#[test]
+fn a_learner_that_missed_its_removal_makes_room_for_the_next_one() {
+    let (mut cluster, leader) = four_nodes();
+    let first = add_spare(&mut cluster);
+    cluster.isolated.insert(SPARE);
+    assert_eq!(change(&mut cluster, &[seat(SPARE, Seat::Vacant)]), Answer::Done);
+    // Longer than its farewells are repeated, and the shard doesn't go quiet meanwhile.
+    for puts in 0..30 {
+        if puts == 20 {
+            cluster.isolated.clear();
+        }
+        fill(&mut cluster, leader, 1);
+        cluster.run(100);
+    }
+    assert!(has_replica(&cluster, SPARE), "nobody tells it any more");
+    assert_eq!(change(&mut cluster, &[seat(SPARE, Seat::Learner)]), Answer::Done);
+    cluster.run_until("the next one comes", |cluster| {
+        let here = cluster.nodes[SPARE].multi.raft(S1).map(|raft| raft.id());
+        here.is_some_and(|here| here > first)
+    });
+    await_caught_up(&mut cluster, SPARE);
+    assert_eq!(change(&mut cluster, &[seat(SPARE, Seat::Voter)]), Answer::Done);
+}
+
 #[test]
 fn changes_that_can_not_be_are_refused_by_name() {
     let (mut cluster, _) = four_nodes();
