@@ -1,4 +1,4 @@
-//! What this process used: processor time and memory. The only `unsafe` of this crate.
+//! What this process used: processor time and memory. `unsafe`, as `allocator.rs` is: calls into C.
 
 use std::time::Duration;
 

@@ -105,9 +105,9 @@ enum State<T, E> {
 }
 
 impl<T, E> Call<T, E> {
-    fn new(started: Result<Arc<Slot>, E>, decide: fn(Answer) -> Result<T, E>) -> Self {
+    fn new(started: Result<Wait, E>, decide: fn(Answer) -> Result<T, E>) -> Self {
         let state = match started {
-            Ok(slot) => State::Waits(Wait(slot)),
+            Ok(wait) => State::Waits(wait),
             Err(error) => State::Known(Err(error)),
         };
         Self { state, decide }
@@ -117,7 +117,8 @@ impl<T, E> Call<T, E> {
         Self { state: State::Known(Ok(outcome)), decide }
     }
 
-    /// Waits on this thread, without an executor.
+    /// Waits on this thread, without an executor. Ends a second after the deadline even if the core that was asked hangs;
+    /// the future itself has no clock, and is woken by that core alone.
     ///
     /// # Errors
     /// As the call that it is.
@@ -127,7 +128,7 @@ impl<T, E> Call<T, E> {
     pub fn wait(self) -> Result<T, E> {
         match self.state {
             State::Known(outcome) => outcome,
-            State::Waits(wait) => (self.decide)(wait.0.wait()),
+            State::Waits(wait) => (self.decide)(wait.wait()),
             State::Taken => panic!("a call is awaited again after it was done"),
         }
     }
@@ -167,7 +168,7 @@ impl<T: Unpin, E: Unpin> Future for Call<T, E> {
     }
 }
 
-pub(crate) type Started = Result<Arc<Slot>, Refusal>;
+pub(crate) type Started = Result<Wait, Refusal>;
 
 impl Client {
     pub(crate) fn new(backend: Backend, timeout: Duration) -> Self {
@@ -250,6 +251,18 @@ impl Client {
         Call::new(self.start_command(key.as_ref(), payload), decide_write)
     }
 
+    /// [`Client::command`] on this thread.
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    pub fn command_blocking(
+        &self,
+        key: impl AsRef<[u8]>,
+        payload: &[u8],
+    ) -> Result<WriteOutcome, WriteError> {
+        self.command(key, payload).wait()
+    }
+
     /// Reads a value.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Call<Option<Bytes>, ReadError> {
         let value = |found: Option<Versioned>| found.map(|found| found.value);
@@ -290,13 +303,13 @@ impl Client {
         &self,
         options: ScanOptions,
     ) -> impl Future<Output = Result<Vec<Row>, ReadError>> + Send + 'static + use<> {
-        let client = self.clone();
+        let (client, deadline) = (self.clone(), self.deadline());
         async move {
-            let mut scan = Scan::new(options);
+            let mut scan = Scan::new(options, deadline);
             while let Some(page) = scan.next_page(&client) {
                 let answer = match page? {
                     Page::Read(answer) => answer,
-                    Page::Asked(slot) => Wait(slot).await,
+                    Page::Asked(wait) => wait.await,
                 };
                 scan.take_page(answer)?;
             }
@@ -309,53 +322,59 @@ impl Client {
     /// # Errors
     /// See [`ReadError`].
     pub fn scan_blocking(&self, options: ScanOptions) -> Result<Vec<Row>, ReadError> {
-        let mut scan = Scan::new(options);
+        let mut scan = Scan::new(options, self.deadline());
         while let Some(page) = scan.next_page(self) {
             let answer = match page? {
                 Page::Read(answer) => answer,
-                Page::Asked(slot) => slot.wait(),
+                Page::Asked(wait) => wait.wait(),
             };
             scan.take_page(answer)?;
         }
         Ok(scan.rows)
     }
 
-    /// Hands the leadership of a shard to a node.
+    /// Hands the leadership of a shard to a node. Whatever comes of it, nothing is lost.
+    pub fn transfer_leadership(&self, shard: ShardId, to: NodeId) -> Call<(), TransferError> {
+        let started = self.post(Request::TransferLeadership { shard, to });
+        Call::new(started.map_err(TransferError::from_refusal), decide_transfer)
+    }
+
+    /// [`Client::transfer_leadership`] on this thread.
     ///
     /// # Errors
-    /// See [`TransferError`]. Whatever comes of it, nothing is lost.
+    /// See [`TransferError`].
     pub fn transfer_leadership_blocking(&self, shard: ShardId, to: NodeId) -> Result<(), TransferError> {
-        let started = self.post(Request::TransferLeadership { shard, to });
-        match started.map_err(TransferError::from_refusal)?.wait() {
-            Answer::Done => Ok(()),
-            Answer::Refused(refusal) => Err(TransferError::from_refusal(refusal)),
-            Answer::Unknown(reason) => Err(TransferError::OutcomeUnknown(reason)),
-            _ => Err(TransferError::OutcomeUnknown(UnknownReason::BadAnswer)),
-        }
+        self.transfer_leadership(shard, to).wait()
     }
 
     /// Changes the members of a shard: adds a learner, promotes, demotes or removes a node's replica; several changes
-    /// at once go through a joint configuration, so that a replacement is never a voter short. Returns once
+    /// at once go through a joint configuration, so that a replacement is never a voter short. Done once
     /// the change is committed. A new replica is created and fed afterwards: a promotion is refused until it
     /// has caught up, and so is whatever would leave too few live voters, unless `force` is set. At most
     /// [`MEMBER_CHANGES_MAX`](floe_shard::MEMBER_CHANGES_MAX) changes, about different nodes; data of a removed
-    /// replica is destroyed.
+    /// replica is destroyed. [`WriteError::Busy`] with
+    /// [`BusyReason::MemberChange`](crate::BusyReason::MemberChange) if an earlier change isn't finished.
+    pub fn change_members(
+        &self,
+        shard: ShardId,
+        changes: &[MemberChange],
+        force: bool,
+    ) -> Call<(), WriteError> {
+        let request = Request::ChangeMembers { shard, changes: changes.to_vec(), force };
+        Call::new(self.post(request).map_err(WriteError::from_refusal), decide_change)
+    }
+
+    /// [`Client::change_members`] on this thread.
     ///
     /// # Errors
-    /// See [`WriteError`]. [`WriteError::Busy`] with [`BusyReason::MemberChange`](crate::BusyReason::MemberChange) if an earlier change isn't finished.
+    /// See [`WriteError`].
     pub fn change_members_blocking(
         &self,
         shard: ShardId,
         changes: &[MemberChange],
         force: bool,
     ) -> Result<(), WriteError> {
-        let request = Request::ChangeMembers { shard, changes: changes.to_vec(), force };
-        match self.post(request).map_err(WriteError::from_refusal)?.wait() {
-            Answer::Done => Ok(()),
-            Answer::Refused(refusal) => Err(WriteError::from_refusal(refusal)),
-            Answer::Unknown(reason) => Err(WriteError::OutcomeUnknown(reason)),
-            _ => Err(WriteError::OutcomeUnknown(UnknownReason::BadAnswer)),
-        }
+        self.change_members(shard, changes, force).wait()
     }
 
     /// The shard that owns a key.
@@ -380,21 +399,21 @@ impl Client {
         self.at_shard_of(key, |descriptor| (descriptor.shard, descriptor.epoch.range))
     }
 
-    fn deadline(&self) -> Nanos {
+    pub(crate) fn deadline(&self) -> Nanos {
         clock::now().saturating_add(u64::try_from(self.timeout.as_nanos()).unwrap_or(u64::MAX))
     }
 
-    fn start_put(&self, key: &[u8], value: &[u8]) -> Result<Arc<Slot>, WriteError> {
+    fn start_put(&self, key: &[u8], value: &[u8]) -> Result<Wait, WriteError> {
         let (shard, range_epoch) = self.locate(key);
         self.start_write(shard, encode_put(range_epoch, key, value)?)
     }
 
-    fn start_delete(&self, key: &[u8]) -> Result<Arc<Slot>, WriteError> {
+    fn start_delete(&self, key: &[u8]) -> Result<Wait, WriteError> {
         let (shard, range_epoch) = self.locate(key);
         self.start_write(shard, encode_delete(range_epoch, key)?)
     }
 
-    fn start_batch(&self, batch: &WriteBatch) -> Result<Arc<Slot>, WriteError> {
+    fn start_batch(&self, batch: &WriteBatch) -> Result<Wait, WriteError> {
         let first = batch.first_key().ok_or(CommandError::EmptyBatch)?;
         let descriptor = self.at_shard_of(first, Descriptor::clone);
         if let Some(outside) = batch.keys().find(|key| !descriptor.range.contains(key)) {
@@ -405,7 +424,7 @@ impl Client {
         self.start_write(descriptor.shard, encode(batch, descriptor.epoch.range)?)
     }
 
-    fn start_command(&self, key: &[u8], payload: &[u8]) -> Result<Arc<Slot>, WriteError> {
+    fn start_command(&self, key: &[u8], payload: &[u8]) -> Result<Wait, WriteError> {
         let len = payload.len() + COMMAND_HEAD_BYTES;
         if len > BATCH_BYTES_MAX {
             return Err(CommandError::BatchTooLarge(len).into());
@@ -415,7 +434,7 @@ impl Client {
         self.start_write(shard, command.into())
     }
 
-    fn start_write(&self, shard: ShardId, command: Bytes) -> Result<Arc<Slot>, WriteError> {
+    fn start_write(&self, shard: ShardId, command: Bytes) -> Result<Wait, WriteError> {
         self.post(Request::Write { shard, command }).map_err(WriteError::from_refusal)
     }
 
@@ -428,7 +447,7 @@ impl Client {
         shared.cells.get(self.locate(key), key, self.consistency, clock::now)
     }
 
-    fn start_get(&self, key: &[u8]) -> Result<Arc<Slot>, ReadError> {
+    fn start_get(&self, key: &[u8]) -> Result<Wait, ReadError> {
         match key.len() {
             0 => return Err(CommandError::EmptyKey.into()),
             len if len > KEY_BYTES_MAX => return Err(CommandError::KeyTooLong(len).into()),
@@ -444,13 +463,17 @@ impl Client {
         Request::Read { shard, range_epoch, query, consistency: self.consistency }
     }
 
-    pub(crate) fn post(&self, request: Request) -> Started {
-        let (slot, deadline) = (Slot::new(), self.deadline());
+    fn post(&self, request: Request) -> Started {
+        self.post_by(request, self.deadline())
+    }
+
+    pub(crate) fn post_by(&self, request: Request, deadline: Nanos) -> Started {
+        let slot = Slot::new();
         match &self.backend {
             Backend::Node(shared) => shared.post(request, deadline, slot.clone())?,
             Backend::Remote(remote) => remote.post(request, deadline, slot.clone())?,
         }
-        Ok(slot)
+        Ok(Wait { slot, deadline })
     }
 }
 
@@ -473,11 +496,29 @@ fn decide_unconditional(answer: Answer) -> Result<u64, WriteError> {
     }
 }
 
+fn decide_transfer(answer: Answer) -> Result<(), TransferError> {
+    match answer {
+        Answer::Done => Ok(()),
+        Answer::Refused(refusal) => Err(TransferError::from_refusal(refusal)),
+        Answer::Unknown(reason) => Err(TransferError::OutcomeUnknown(reason)),
+        _ => Err(TransferError::OutcomeUnknown(UnknownReason::BadAnswer)),
+    }
+}
+
+fn decide_change(answer: Answer) -> Result<(), WriteError> {
+    match answer {
+        Answer::Done => Ok(()),
+        Answer::Refused(refusal) => Err(WriteError::from_refusal(refusal)),
+        Answer::Unknown(reason) => Err(WriteError::OutcomeUnknown(reason)),
+        _ => Err(WriteError::OutcomeUnknown(UnknownReason::BadAnswer)),
+    }
+}
+
 fn decide_get(answer: Answer) -> Result<Option<Versioned>, ReadError> {
     match answer {
         Answer::Value(value) => Ok(value),
         Answer::Refused(refusal) => Err(ReadError::from_refusal(refusal)),
-        Answer::Unknown(_) => Err(ReadError::TimedOut),
+        Answer::Unknown(reason) => Err(ReadError::from_unknown(reason)),
         _ => Err(no_answer()),
     }
 }
@@ -530,9 +571,21 @@ mod tests {
         for answer in [rows(), Answer::Value(None), Answer::Done] {
             assert_eq!(decide_write(answer.clone()), Err(unknown.clone()), "{answer:?}");
         }
-        assert_eq!(decide_unconditional(Answer::ConditionFailed { condition: 0 }), Err(unknown));
+        assert_eq!(decide_unconditional(Answer::ConditionFailed { condition: 0 }), Err(unknown.clone()));
         for answer in [rows(), Answer::Written { version: 1 }, Answer::Done] {
             assert_eq!(decide_get(answer.clone()), Err(no_answer()), "{answer:?}");
+        }
+        let (shard, to) = (decide_change(Answer::Value(None)), decide_transfer(Answer::Value(None)));
+        let bad = UnknownReason::BadAnswer;
+        assert_eq!((shard, to), (Err(unknown), Err(TransferError::OutcomeUnknown(bad))));
+    }
+
+    #[test]
+    fn a_read_that_nobody_answered_says_why() {
+        let read = |reason| decide_get(Answer::Unknown(reason)).expect_err("it is no answer");
+        assert_eq!(read(UnknownReason::DeadlinePassed), ReadError::TimedOut);
+        for reason in [UnknownReason::ShuttingDown, UnknownReason::Disconnected] {
+            assert!(matches!(read(reason), ReadError::Unavailable(_)), "{reason:?} is no matter of time");
         }
     }
 }

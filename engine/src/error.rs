@@ -83,7 +83,8 @@ pub enum WriteError {
     /// Surely not done: the deadline passed before anything was begun (no leader in reach, say).
     #[error("the deadline passed; the write was not begun")]
     TimedOut,
-    /// Surely not done: the shard's range has changed; the routing cache is renewed, try again.
+    /// Surely not done: the shard's range has changed. Try again: a remote client asks for the ranges anew; one of this
+    /// process knows those with which its node was opened.
     #[error("the shard's range has changed; try again")]
     Rerouted,
     /// Surely not done: the node can't serve.
@@ -123,7 +124,8 @@ pub enum ReadError {
     /// The deadline passed.
     #[error("the deadline passed")]
     TimedOut,
-    /// The shard's range has changed; the routing cache is renewed, try again.
+    /// The shard's range has changed. Try again: a remote client asks for the ranges anew; one of this process knows
+    /// those with which its node was opened.
     #[error("the shard's range has changed; try again")]
     Rerouted,
     /// A stale read's bound can't be kept: the replica here may be this old, and no leader told it more. Try
@@ -136,6 +138,17 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// For an answer that says that nobody knows.
+    pub(crate) fn from_unknown(reason: UnknownReason) -> Self {
+        match reason {
+            UnknownReason::DeadlinePassed => Self::TimedOut,
+            UnknownReason::Disconnected => Self::Unavailable("the connection broke".into()),
+            UnknownReason::LeadershipLost => Self::Unavailable("the leader was replaced".into()),
+            UnknownReason::ShuttingDown => Self::Unavailable("the node is shutting down".into()),
+            UnknownReason::BadAnswer => Self::Unavailable("the answer doesn't fit the request".into()),
+        }
+    }
+
     pub(crate) fn from_refusal(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Busy(reason) => Self::Busy(reason),

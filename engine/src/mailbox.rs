@@ -4,11 +4,12 @@
 //! whoever posts then wakes it, once per batch and not once per item. An answer travels back through
 //! a [`Slot`], which is a plain future and can be waited for without any executor.
 
+use crate::clock;
 use crate::seam::CoreMessage;
 use crossbeam_queue::{ArrayQueue, SegQueue};
 use floe_raft::Nanos;
 use floe_shard::ShardStatus;
-use floe_shard::request::{Answer, BusyReason, Refusal, Request};
+use floe_shard::request::{Answer, BusyReason, Refusal, Request, UnknownReason};
 use parking_lot::{Condvar, Mutex};
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc::Sender;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 /// A caller's request.
 pub struct Post {
@@ -229,15 +231,20 @@ impl Slot {
         }
     }
 
-    /// Waits on this thread, without an executor.
-    pub fn wait(&self) -> Answer {
+    /// Waits on this thread, without an executor, until `until` by [`crate::clock::now`] at the latest: then nobody
+    /// knows what came of the request, and the answer is `Unknown`.
+    pub fn wait(&self, until: Nanos) -> Answer {
         let mut state = self.state.lock();
         loop {
             match std::mem::replace(&mut *state, SlotState::Taken) {
                 SlotState::Answered(answer) => return answer,
                 other => *state = other,
             }
-            self.arrived.wait(&mut state);
+            let left = until.saturating_sub(clock::now());
+            if left == 0 {
+                return Answer::Unknown(UnknownReason::DeadlinePassed);
+            }
+            self.arrived.wait_for(&mut state, Duration::from_nanos(left));
         }
     }
 
@@ -260,13 +267,44 @@ impl Slot {
     }
 }
 
+/// How long a thread waits beyond the deadline of its request: the core answers at the deadline and knows more about
+/// the outcome, but it may be late, or hang.
+const GRACE_NS: Nanos = 1_000_000_000;
+
 /// Waits for a slot's answer. Dropping it abandons the wait, not the command.
-pub struct Wait(pub Arc<Slot>);
+pub struct Wait {
+    /// Where the answer arrives.
+    pub slot: Arc<Slot>,
+    /// Of the request.
+    pub deadline: Nanos,
+}
+
+impl Wait {
+    /// Waits on this thread: for the core's answer, or, should it never come, until a second after the deadline.
+    pub fn wait(&self) -> Answer {
+        self.slot.wait(self.deadline.saturating_add(GRACE_NS))
+    }
+}
 
 impl Future for Wait {
     type Output = Answer;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
-        self.0.poll(context.waker())
+        self.slot.poll(context.waker())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_waits_for_a_core_that_hangs_until_the_deadline_and_a_grace_and_no_longer() {
+        let (slot, deadline) = (Slot::new(), clock::now());
+        let unknown = Answer::Unknown(UnknownReason::DeadlinePassed);
+        assert_eq!(Wait { slot: slot.clone(), deadline }.wait(), unknown, "nobody answers");
+        assert!(clock::now() >= deadline + GRACE_NS, "the core may be late");
+        slot.answer(Answer::Done);
+        assert_eq!(Wait { slot, deadline }.wait(), Answer::Done, "what is there is taken at any time");
     }
 }

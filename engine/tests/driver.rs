@@ -342,7 +342,7 @@ fn no_wake_up_from_a_foreign_thread_is_lost(driver: Driver) {
                 let slot = Slot::new();
                 let request = write_request(b"answer");
                 assert!(mailbox.post(Post { request, deadline: 0, slot: slot.clone() }).is_ok());
-                assert!(matches!(slot.wait(), Answer::Written { .. }));
+                assert!(matches!(slot.wait(Nanos::MAX), Answer::Written { .. }));
                 if (round * 7 + thread) % 97 == 0 {
                     // Long enough for the core to fall asleep.
                     std::thread::sleep(Duration::from_micros(300));
@@ -363,12 +363,12 @@ fn everybody_is_answered_when_the_bound_is_reached_and_when_the_core_stops(drive
     let options = Options { requests_max: 3, ..Options::of(driver) };
     let mut node = start(dir.path(), options, Server { down: false });
     let kept: Vec<_> = (0..3).map(|_| node.post(write_request(b"keep"))).collect();
-    let busy = node.post(write_request(b"keep")).wait();
+    let busy = node.post(write_request(b"keep")).wait(Nanos::MAX);
     assert_eq!(busy, Answer::Refused(Refusal::Busy(BusyReason::Requests)));
     node.mailbox.control(Control::Shutdown);
     node.await_stopped();
     for slot in kept {
-        assert_eq!(slot.wait(), Answer::Unknown(UnknownReason::ShuttingDown));
+        assert_eq!(slot.wait(Nanos::MAX), Answer::Unknown(UnknownReason::ShuttingDown));
     }
     let post = Post { request: write_request(b"late"), deadline: 0, slot: Slot::new() };
     assert!(node.mailbox.post(post).is_err());
@@ -419,7 +419,7 @@ fn a_bad_frame_closes_its_connection_and_nothing_else(driver: Driver) {
     await_closed(first);
     node.await_connection(DOWN);
     node.await_connection(UP);
-    assert!(matches!(node.post(write_request(b"answer")).wait(), Answer::Written { .. }));
+    assert!(matches!(node.post(write_request(b"answer")).wait(Nanos::MAX), Answer::Written { .. }));
     node.mailbox.control(Control::Shutdown);
     node.await_stopped();
     await_closed(second);
@@ -517,7 +517,7 @@ fn a_panic_on_a_core_ends_the_process_with_a_report(driver: Driver) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     if std::env::var_os(CHILD).is_some() {
         let node = start(dir.path(), Options::of(driver), Panicking);
-        node.post(write_request(b"x")).wait();
+        node.post(write_request(b"x")).wait(Nanos::MAX);
         std::thread::sleep(GUARD);
         return;
     }

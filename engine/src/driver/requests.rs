@@ -81,6 +81,7 @@ impl Drop for Requests {
 mod tests {
     use super::*;
     use bytes::Bytes;
+    use floe_raft::Nanos;
     use floe_shard::request::{Consistency, Query};
     use floe_shard::{NodeId, ShardId};
 
@@ -104,9 +105,9 @@ mod tests {
         requests.insert(&read(), Arc::clone(&c)).unwrap();
         assert!(requests.insert(&write(), Slot::new()).is_none());
         drop(requests);
-        assert_eq!(a.wait(), Answer::Unknown(UnknownReason::ShuttingDown));
-        assert_eq!(b.wait(), Answer::Unknown(UnknownReason::ShuttingDown));
-        assert!(matches!(c.wait(), Answer::Refused(Refusal::Unavailable { .. })));
+        assert_eq!(a.wait(Nanos::MAX), Answer::Unknown(UnknownReason::ShuttingDown));
+        assert_eq!(b.wait(Nanos::MAX), Answer::Unknown(UnknownReason::ShuttingDown));
+        assert!(matches!(c.wait(Nanos::MAX), Answer::Refused(Refusal::Unavailable { .. })));
     }
 
     #[test]
@@ -119,6 +120,6 @@ mod tests {
         requests.answer(first, Answer::Done);
         assert_eq!(requests.len(), 1);
         requests.answer(second, Answer::Written { version: 7 });
-        assert_eq!(slot.wait(), Answer::Written { version: 7 });
+        assert_eq!(slot.wait(Nanos::MAX), Answer::Written { version: 7 });
     }
 }

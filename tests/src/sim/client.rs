@@ -506,7 +506,8 @@ fn odd(pending: &Pending, answer: &Option<Answer>) -> Violation {
     Violation::new("answer", format!("{:?} was answered with {answer:?}", pending.doing))
 }
 
-/// How old what is read may be in true time, if by the nodes' clocks it is `max` old: they drift by up to 1 %.
+/// How old what is read may be in true time, if by the nodes' clocks it is `max` old: each of them
+/// drifts by up to 0.5 %, so two differ by 1 % at most; twice that is allowed.
 fn stale_ns(max: Duration) -> Nanos {
     let ns = u64::try_from(max.as_nanos()).unwrap_or(Nanos::MAX);
     ns.saturating_add(ns / 50)
