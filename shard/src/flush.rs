@@ -68,6 +68,7 @@ impl MultiRaft {
         match flush.running.take_if(|running| running.generation == generation) {
             Some(running) => {
                 self.dumps_running -= 1;
+                self.replicas[slot].machine.flush_ended();
                 self.finish_flush(slot, *running, ok);
             }
             None => self.on_transfer_saved(slot, generation, ok),

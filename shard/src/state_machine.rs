@@ -57,6 +57,10 @@ pub trait StateMachine: Send {
         0
     }
 
+    /// The dump that [`StateMachine::flush`] gave is saved, or couldn't be: memory of what its files hold now can be let
+    /// go. Commands may not come before that memory is free again.
+    fn flush_ended(&mut self) {}
+
     /// How short memory for what isn't flushed runs, on this node as a whole.
     fn pressure(&self) -> Pressure {
         Pressure::None

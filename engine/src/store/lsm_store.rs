@@ -213,6 +213,10 @@ impl StateMachine for LsmStore {
         }))
     }
 
+    fn flush_ended(&mut self) {
+        self.release_flushed();
+    }
+
     fn unflushed_bytes(&self) -> u64 {
         self.active.bytes()
     }

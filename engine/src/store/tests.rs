@@ -299,13 +299,14 @@ fn memory_is_given_back_once_it_lies_in_tables() {
     }
     assert!(index < 8_000, "{index} rows of over 230 bytes fit 1 MiB");
     saved(store.flush(&head(index)).unwrap());
-    put(&mut store, index + 1, "k", "v");
+    // No command comes before there is memory again.
+    store.flush_ended();
     let begun = Instant::now();
     while store.pressure() != floe_shard::Pressure::None {
         assert!(begun.elapsed() < Duration::from_secs(20), "{} bytes", stores.budget().used());
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert_eq!(rows(read(&store, &scan("", "", 0, false))).len() as u64, index + 1);
+    assert_eq!(rows(read(&store, &scan("", "", 0, false))).len() as u64, index);
 }
 
 #[test]

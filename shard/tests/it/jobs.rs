@@ -14,6 +14,8 @@ struct Shelf {
     /// The command at this index has what it needs.
     fetched: Option<u64>,
     wanted: u64,
+    /// Memory of what was flushed.
+    is_held: bool,
 }
 
 impl StateMachine for Shelf {
@@ -43,7 +45,14 @@ impl StateMachine for Shelf {
         self.rows.dump()
     }
     fn flush(&mut self, _: &DumpHead) -> Option<Box<dyn Dump>> {
+        self.is_held = true;
         Some(MemoryStore::new().dump())
+    }
+    fn flush_ended(&mut self) {
+        self.is_held = false;
+    }
+    fn pressure(&self) -> Pressure {
+        if self.is_held { Pressure::Full } else { Pressure::None }
     }
     fn unflushed_bytes(&self) -> u64 {
         self.rows.size_bytes()
@@ -168,17 +177,19 @@ fn what_cannot_be_fetched_breaks_its_replica_and_says_why() {
 }
 
 #[test]
-fn short_of_memory_the_machine_with_the_most_unflushed_bytes_is_flushed() {
+fn short_of_memory_the_machine_with_the_most_unflushed_bytes_is_flushed_and_lets_go_of_them() {
     let mut node = Node::new();
-    node.put(1, 0, "small");
-    node.put(2, 1, "much, much bigger than the other one");
+    node.put(1, 1, "small");
+    node.put(2, 0, "much, much bigger than the other one");
     node.run_job(0);
     node.run_job(0);
     node.multi.flush_largest();
     node.turns();
     let [(shard, replica, generation)] = node.saves[..] else { panic!("{:?}", node.saves) };
-    assert_eq!(shard, node.shards[1]);
+    assert_eq!((shard, node.multi.pressure()), (node.shards[0], Pressure::Full));
     node.multi.dump_saved(shard, replica, generation, Ok(24));
+    // Without another command: none is taken in while there is no memory.
+    assert_eq!(node.multi.pressure(), Pressure::None);
     node.turns();
     assert_eq!(node.flushed, [shard]);
 }

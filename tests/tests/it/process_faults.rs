@@ -27,7 +27,7 @@ const KILL: u64 = 0;
 /// `kill -9` of all nodes at once.
 const KILL_ALL: u64 = KINDS;
 /// The state in tables on disk, of which a shard writes new ones after some ten commands.
-const TABLES: &str =
+pub const TABLES: &str =
     "flush_log_bytes = \"4 KiB\"\nstore.kind = \"lsm\"\nstore.write_buffer_bytes = \"1 MiB\"\n";
 
 /// The processes, and a proxy on each way between two of them and from clients to each.
@@ -268,19 +268,22 @@ fn judge_under(dir: &Path, settings: &str, mut kinds: Vec<u64>) {
 }
 
 /// Healed, every replica comes to hold all that is committed.
-fn await_agreement(addresses: &[String]) {
+pub fn await_agreement(addresses: &[String]) {
     let until = Instant::now() + GUARD;
     loop {
         let asked: Vec<_> = addresses.iter().map(|address| ask_status(address, GUARD)).collect();
-        let mut applied = BTreeMap::<u64, Vec<u64>>::new();
+        // The end of the log beside it: right after a restart all may have applied as much, and too little.
+        let mut applied = BTreeMap::<u64, Vec<(u64, u64)>>::new();
         for shard in asked.iter().flatten().flat_map(|status| &status.shards) {
-            applied.entry(shard.shard).or_default().push(shard.applied);
+            applied.entry(shard.shard).or_default().push((shard.applied, shard.last));
         }
-        let agree = |marks: &Vec<u64>| marks.len() == NODES && marks.iter().all(|mark| *mark == marks[0]);
+        let agree = |marks: &Vec<(u64, u64)>| {
+            marks.len() == NODES && marks.iter().all(|mark| *mark == (marks[0].0, marks[0].0))
+        };
         if applied.len() == 4 && applied.values().all(agree) {
             return;
         }
-        assert!(Instant::now() < until, "replicas don't come to agree: {applied:?}");
+        assert!(Instant::now() < until, "replicas don't come to agree: {applied:?}\n{asked:?}");
         thread::sleep(Duration::from_millis(100));
     }
 }
