@@ -74,11 +74,6 @@ pub struct SnapshotInstall {
 }
 
 impl Ready {
-    /// Whether something happens in the group: entries are applied, reads answered, a leader is found or lost.
-    pub fn is_activity(&self) -> bool {
-        !self.committed.is_empty() || !self.reads.is_empty() || self.leadership.is_some()
-    }
-
     /// Empties every buffer, keeping its capacity.
     pub fn clear(&mut self) {
         self.messages.clear();

@@ -24,11 +24,12 @@ pub struct ShardConfig {
     pub dump_chunk_bytes: u32,
     /// Dumps of this core's own states being saved at the same time. Default 2.
     pub dumps_in_flight: usize,
-    /// A group in which nothing has happened for so long goes quiet; `Nanos::MAX` = never. Default 1 s.
+    /// A group in which nothing was written or read for so long goes quiet; `Nanos::MAX` = never. Default 1 s.
     pub quiet_after_ns: Nanos,
     /// Bytes of proposals that one replica may put into one turn; one is always admitted. Default 1 MiB.
     pub turn_bytes_max: usize,
-    /// Replicas that begin to campaign in one turn; the next ones do in the next. Default 64.
+    /// Replicas that begin to campaign in one turn, and that campaign at a time if they reach a majority; the next
+    /// ones do as these end. Default 64.
     pub campaigns_per_turn_max: usize,
 }
 

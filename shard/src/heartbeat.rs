@@ -138,27 +138,8 @@ impl MultiRaft {
                 self.order_placements(slot);
             }
         }
-        self.use_head_starts();
+        self.queue_head_starts();
         self.look_after_transfers();
-    }
-
-    /// The replica with the lowest id of each group campaigns ahead of the others as soon as it reaches a
-    /// majority, so that the first leaders are where the descriptors put them. Forced campaigns ask
-    /// first (PreVote) and disturb no leader.
-    fn use_head_starts(&mut self) {
-        let starters = std::mem::take(&mut self.starters);
-        for slot in starters {
-            let replica = &mut self.replicas[slot];
-            let may = replica.takes_part() && !replica.raft.is_bound();
-            if may && replica.head_starts > 0 && replica.reaches_quorum() {
-                replica.head_starts -= 1;
-                replica.raft.campaign(self.now);
-                self.touch(slot);
-            }
-            if self.replicas[slot].head_starts > 0 {
-                self.starters.insert(slot);
-            }
-        }
     }
 
     /// Makes sure that every connected core gets a beat.

@@ -75,6 +75,7 @@ mod descriptor_codec;
 mod dump_file;
 mod dump_receiver;
 mod dump_sender;
+mod elections;
 mod flush;
 mod heartbeat;
 pub mod ids;

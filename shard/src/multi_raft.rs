@@ -7,6 +7,7 @@
 use crate::callers::Callers;
 use crate::config::ShardConfig;
 use crate::descriptor::Descriptor;
+use crate::elections::Elections;
 use crate::ids::{CoreAddr, NodeId, ShardId};
 use crate::jobs::Jobs;
 use crate::members::FOUNDED_AT;
@@ -44,8 +45,7 @@ pub struct MultiRaft {
     pub(crate) lowest: BTreeMap<ShardId, u64>,
     pub(crate) queue: ReadyQueue,
     pub(crate) timers: Timers,
-    /// Slots whose election timer has run out, and whose turn hasn't come.
-    candidates: ReadyQueue,
+    pub(crate) elections: Elections,
     pub(crate) peers: Peers,
     pub(crate) callers: Callers,
     pub(crate) quiet: Quiet,
@@ -55,8 +55,6 @@ pub struct MultiRaft {
     pub(crate) beat_at: Nanos,
     /// A beat is due with the next turn.
     pub(crate) beat_owed: bool,
-    /// Slots whose replica has a head start.
-    pub(crate) starters: BTreeSet<usize>,
     /// Slots with a dump on its way out or in, or a leadership on its way out: looked after at each beat.
     pub(crate) watched: BTreeSet<usize>,
     /// Slots that want to be dumped.
@@ -129,13 +127,12 @@ impl MultiRaft {
             lowest: BTreeMap::new(),
             queue: ReadyQueue::default(),
             timers: Timers::default(),
-            candidates: ReadyQueue::default(),
+            elections: Elections::default(),
             callers: Callers::default(),
             quiet: Quiet::default(),
             leaders: BTreeSet::new(),
             beat_at: 0,
             beat_owed: false,
-            starters: BTreeSet::new(),
             watched: BTreeSet::new(),
             flush_queue: VecDeque::new(),
             dumps_running: 0,
@@ -254,7 +251,7 @@ impl MultiRaft {
         let before = self.slots.insert(state.shard, slot);
         assert!(before.is_none(), "{}: {} is here already", self.me, state.shard);
         if replica.head_starts > 0 {
-            self.starters.insert(slot);
+            self.elections.add_starter(slot);
         }
         if slot == self.replicas.len() {
             self.replicas.push(replica);
@@ -309,40 +306,21 @@ impl MultiRaft {
             if deadline > self.now {
                 self.timers.arm(slot, deadline);
             } else if !replica.raft.is_leader() {
-                self.candidates.push(slot);
+                self.elections.on_due(slot);
             } else if replica.takes_part() {
                 replica.raft.tick(self.now);
                 self.touch(slot);
             }
         }
-        self.hold_elections();
         if self.now >= self.beat_at {
             self.beat();
         }
-    }
-
-    /// Lets those campaign whose timers have run out, in order, so many in one turn: when a node dies, or this
-    /// one has stood still, a thousand groups must not fill one turn, and the peers', with their elections.
-    fn hold_elections(&mut self) {
-        let mut left = self.config.campaigns_per_turn_max;
-        while left > 0
-            && let Some(slot) = self.candidates.pop()
-        {
-            let replica = &mut self.replicas[slot];
-            // It may have heard a leader while it waited.
-            if replica.takes_part() && replica.raft.deadline() <= self.now {
-                replica.raft.tick(self.now);
-                let campaigns = u64::from(replica.raft.is_candidate());
-                self.stats.campaigns += campaigns;
-                left -= campaigns as usize;
-            }
-            self.touch(slot);
-        }
+        self.hold_elections();
     }
 
     /// When [`MultiRaft::tick`] is to be called at the latest.
     pub fn deadline(&self) -> Nanos {
-        if !self.candidates.is_empty() {
+        if self.may_hold_election() {
             return self.now;
         }
         self.timers.next().min(self.beat_at).min(self.silence_at())

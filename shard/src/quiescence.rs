@@ -1,7 +1,9 @@
 //! Quiet groups: which they are, and who watches their leaders.
 //!
-//! A group whose leader has had nothing to do for [`ShardConfig::quiet_after_ns`](crate::ShardConfig) goes quiet:
-//! no timer, no message and no turn is spent on it. The one beat per core pair and interval is what is left: a
+//! A group in which nothing was written or read for [`ShardConfig::quiet_after_ns`](crate::ShardConfig) goes quiet:
+//! no timer, no message and no turn is spent on it. An election is nothing of that kind, nor is being woken: a leader goes
+//! quiet as soon as nothing is left to say. Where ten thousand groups elect, those that have done so thus make room for the
+//! others; beats for all of them would come later than their followers wait. The one beat per core pair and interval is what is left: a
 //! quiet follower trusts its leader as long as beats come *from that leader's core, with the boot epoch under
 //! which it went quiet*.
 //!
@@ -138,12 +140,13 @@ impl MultiRaft {
         }
     }
 
-    /// A leader that has had nothing to do for long enough goes quiet with its live followers. Returns whether
+    /// A leader that has had nothing to do for long enough, or ever, goes quiet with its live followers. Returns whether
     /// it did.
     pub(crate) fn maybe_quiesce(&mut self, slot: usize) -> bool {
         let replica = &self.replicas[slot];
-        let idle_ns = self.now.saturating_sub(replica.active_at);
-        if idle_ns < self.config.quiet_after_ns || replica.has_business() {
+        let patience = self.config.quiet_after_ns;
+        let is_active = replica.active_at.is_some_and(|at| self.now.saturating_sub(at) < patience);
+        if patience == Nanos::MAX || is_active || replica.has_business() {
             return false;
         }
         let live = replica.routes.iter().filter(|(_, core)| !self.is_silent(self.peers.heard_at(*core)));
@@ -159,7 +162,7 @@ impl MultiRaft {
     /// The shard was read under its lease, past this core: that keeps its group awake as well as anything else.
     pub fn note_read(&mut self, shard: ShardId) {
         if let Some(slot) = self.running(shard) {
-            self.replicas[slot].active_at = self.now;
+            self.replicas[slot].active_at = Some(self.now);
         }
     }
 
@@ -184,7 +187,6 @@ impl MultiRaft {
             return;
         }
         let Some(on) = replica.quiet_on.take() else { return };
-        replica.active_at = self.now;
         self.quiet.remove(on, slot);
         if on == self.me {
             self.leaders.insert(slot);

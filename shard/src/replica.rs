@@ -94,8 +94,8 @@ pub(crate) struct Replica {
     pub(crate) routes: Vec<(ReplicaId, CoreAddr)>,
     /// Index of the membership that they were made for.
     pub(crate) routes_since: Index,
-    /// When something last happened in the group; see `quiescence.rs`.
-    pub(crate) active_at: Nanos,
+    /// When something was last written or read; `None` = not since this replica leads. See `quiescence.rs`.
+    pub(crate) active_at: Option<Nanos>,
     /// While it is quiet, the core whose leader it relies on (its own, if it leads).
     pub(crate) quiet_on: Option<CoreAddr>,
     /// How often it may still campaign ahead of time, so that first leaders spread; see `heartbeat.rs`.
@@ -152,7 +152,7 @@ impl Replica {
             reads: Reads::new(boot_epoch),
             routes: Vec::new(),
             routes_since: 0,
-            active_at: 0,
+            active_at: None,
             quiet_on: None,
             apply_to: state.flushed.index,
             fetching: false,

@@ -15,7 +15,7 @@ pub struct Stats {
     pub commits: u64,
     /// Entries applied, of all kinds.
     pub applied: u64,
-    /// Campaigns begun here because an election timer ran out.
+    /// Campaigns begun here: because an election timer ran out, or with a head start.
     pub campaigns: u64,
     /// Elections won here.
     pub elections: u64,

@@ -37,6 +37,9 @@ impl MultiRaft {
     fn turn(&mut self, slot: usize, out: &mut Output) {
         write_own_records(&mut self.replicas[slot], out);
         out.turned.push(self.replicas[slot].shard);
+        if !self.replicas[slot].raft.is_candidate() {
+            self.elections.on_settled(slot);
+        }
         if !self.replicas[slot].takes_part() {
             return;
         }
@@ -46,9 +49,6 @@ impl MultiRaft {
         let mut ready = std::mem::take(&mut self.ready);
         self.replicas[slot].raft.ready(&mut ready);
         self.replicas[slot].work.turn_bytes = 0;
-        if ready.is_activity() {
-            self.replicas[slot].active_at = self.now;
-        }
         if let Some(leadership) = ready.leadership {
             self.note_leadership(slot, leadership, out);
         }
@@ -125,6 +125,7 @@ impl MultiRaft {
             return;
         }
         replica.head_starts = 0;
+        replica.active_at = replica.active_at.filter(|_| !leadership.is_self);
         let other = |leader| Answer::Refused(replica.not_leader(leader));
         let settled = match replica.work.handing_over {
             Some((_, target)) if leadership.leader == Some(target) => Answer::Done,
@@ -175,7 +176,7 @@ impl MultiRaft {
 
     /// Applies what is committed, up to a command that has to wait for the disk.
     fn apply(&mut self, slot: usize, ready: &Ready, out: &mut Output) {
-        let Self { replicas, callers, stats, peers, jobs, outbox, .. } = self;
+        let Self { replicas, callers, stats, peers, jobs, outbox, now, .. } = self;
         let replica = &mut replicas[slot];
         if let Some(last) = ready.committed.clone().last() {
             replica.apply_to = last;
@@ -192,6 +193,9 @@ impl MultiRaft {
                 break;
             }
             stats.applied += 1;
+            if entry.kind != EntryKind::Noop {
+                replica.active_at = Some(*now);
+            }
             while let Some((id, fate)) = replica.work.proposals.settle(entry.mark) {
                 let answer = match fate {
                     Fate::Applied => {
@@ -215,6 +219,7 @@ impl MultiRaft {
         let Self { replicas, callers, stats, jobs, outbox, now, .. } = self;
         let replica = &mut replicas[slot];
         for read in &ready.reads {
+            replica.active_at = Some(*now);
             replica.reads.confirm(read.context, read.index);
         }
         for &context in &ready.reads_dropped {

@@ -34,6 +34,10 @@ pub struct Node {
     pub messages_per_turn: usize,
     /// Turns in which there was something to do.
     pub turns: u64,
+    /// Until when its last turn takes.
+    busy_until: Nanos,
+    /// What has come in meanwhile.
+    inbox: Vec<(CoreAddr, PeerBatch)>,
     /// Most entries that one turn of one shard wrote.
     pub entries_per_turn: usize,
 }
@@ -52,7 +56,10 @@ pub struct Cluster {
     pub disk_latency: Nanos,
     /// Nodes whose disks are slower, and by how much.
     pub slow_disks: BTreeMap<usize, Nanos>,
-    network: VecDeque<(CoreAddr, CoreAddr, PeerBatch)>,
+    /// How long a turn takes for each replica that is stepped in it; what it sends leaves at its end.
+    pub replica_turn: Nanos,
+    /// With when they leave.
+    network: Vec<(Nanos, CoreAddr, CoreAddr, PeerBatch)>,
     next_id: u64,
 }
 
@@ -89,7 +96,8 @@ impl Cluster {
             beats_only: BTreeSet::new(),
             disk_latency: 2 * MS,
             slow_disks: BTreeMap::new(),
-            network: VecDeque::new(),
+            replica_turn: 0,
+            network: Vec::new(),
             next_id: 1,
         };
         for node in 0..members {
@@ -119,21 +127,32 @@ impl Cluster {
     /// One millisecond passes.
     pub fn turn(&mut self) {
         self.now += MS;
-        for (from, to, mut batch) in std::mem::take(&mut self.network) {
+        let (left, on_its_way) =
+            std::mem::take(&mut self.network).into_iter().partition(|(leaves_at, ..)| *leaves_at < self.now);
+        self.network = on_its_way;
+        self.deliver(left);
+        for (at, node) in self.nodes.iter_mut().enumerate() {
+            if self.now < node.busy_until {
+                continue;
+            }
+            let slower = self.slow_disks.get(&at).copied().unwrap_or(0);
+            let (sends, stepped) = node.turn(self.now, self.disk_latency + slower);
+            node.busy_until = self.now + stepped as Nanos * self.replica_turn;
+            let (from, leaves_at) = (node.addr, node.busy_until);
+            self.network.extend(sends.into_iter().map(|(to, batch)| (leaves_at, from, to, batch)));
+        }
+    }
+
+    fn deliver(&mut self, left: Vec<(Nanos, CoreAddr, CoreAddr, PeerBatch)>) {
+        for (_, from, to, mut batch) in left {
             let ends = [from, to].map(|end| end.node.0 as usize - 1);
             if self.beats_only.contains(&ends[0]) {
                 batch = PeerBatch { beat: batch.beat, ..PeerBatch::default() };
             }
             let is_cut = self.cut.contains(&(ends[0], ends[1]));
             if !is_cut && !ends.iter().any(|end| self.isolated.contains(end)) {
-                self.nodes[ends[1]].multi.receive(self.now, from, batch);
+                self.nodes[ends[1]].inbox.push((from, batch));
             }
-        }
-        for (at, node) in self.nodes.iter_mut().enumerate() {
-            let slower = self.slow_disks.get(&at).copied().unwrap_or(0);
-            let sends = node.turn(self.now, self.disk_latency + slower);
-            let from = node.addr;
-            self.network.extend(sends.into_iter().map(|(to, batch)| (from, to, batch)));
         }
     }
 
@@ -232,11 +251,17 @@ impl Node {
             words_sent: 0,
             messages_per_turn: 0,
             turns: 0,
+            busy_until: 0,
+            inbox: Vec::new(),
             entries_per_turn: 0,
         }
     }
 
-    fn turn(&mut self, now: Nanos, disk_latency: Nanos) -> BTreeMap<CoreAddr, PeerBatch> {
+    /// What is sent, and how many replicas were stepped.
+    fn turn(&mut self, now: Nanos, disk_latency: Nanos) -> (BTreeMap<CoreAddr, PeerBatch>, usize) {
+        for (from, batch) in std::mem::take(&mut self.inbox) {
+            self.multi.receive(now, from, batch);
+        }
         let mut sends: BTreeMap<CoreAddr, PeerBatch> = BTreeMap::new();
         while let Some(commit) = self.in_flight.pop_front_if(|commit| commit.due_at <= now) {
             commit.writes.into_iter().for_each(|write| self.make_durable(write));
@@ -263,7 +288,8 @@ impl Node {
             turns += 1;
             assert!(turns < 1000, "a turn never ends");
         }
-        self.carry_out(now + disk_latency, out)
+        let stepped = out.turned.len();
+        (self.carry_out(now + disk_latency, out), stepped)
     }
 
     fn carry_out(&mut self, due_at: Nanos, out: Output) -> BTreeMap<CoreAddr, PeerBatch> {

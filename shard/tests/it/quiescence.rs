@@ -123,6 +123,28 @@ fn elections_that_are_due_at_once_are_spread_over_turns() {
     assert_eq!(led, SHARDS as usize / 3, "groups with a new leader");
 }
 
+/// Three cores of a thousand shards start, so slow that stepping all their replicas once takes longer than a follower
+/// waits for its leader. Whoever is led stays led, and the others' turn comes.
+#[test]
+fn shards_that_start_all_at_once_on_slow_cores_elect_once_each() {
+    const SHARDS: u32 = 1000;
+    let mut cluster = Cluster::new(ShardConfig::default(), SHARDS);
+    cluster.replica_turn = 200_000;
+    let max = cluster.config.campaigns_per_turn_max as u64;
+    let campaigns = |cluster: &Cluster| [0, 1, 2].map(|node| cluster.nodes[node].multi.stats().campaigns);
+    let mut before = campaigns(&cluster);
+    cluster.run_until("led", |cluster| {
+        let now = campaigns(cluster);
+        let most = now.iter().zip(before).map(|(now, before)| now - before).max().unwrap_or(0);
+        assert!(most <= max, "{most} campaigns begun in one turn, at most {max}");
+        before = now;
+        cluster.nodes.iter().map(|node| node.multi.leaders()).sum::<usize>() == SHARDS as usize
+    });
+    cluster.run_until("quiet", |cluster| quiet_replicas(cluster) == 3 * SHARDS as usize);
+    let elections: u64 = cluster.nodes.iter().map(|node| node.multi.stats().elections).sum();
+    assert!(elections <= u64::from(SHARDS) * 11 / 10, "{elections} elections for {SHARDS} shards");
+}
+
 #[test]
 fn readers_of_a_dead_leaders_quiet_followers_put_off_no_election() {
     const SHARDS: u32 = 60;
