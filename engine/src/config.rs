@@ -35,8 +35,9 @@ pub struct LsmSettings {
     pub cache_bytes: u64,
     /// Files of tables kept open. Default 256.
     pub open_files_max: usize,
-    /// Bytes that compaction reads per second at the most. Default 64 MiB.
-    pub compaction_bytes_per_second: u64,
+    /// Bytes of rows that flushes and compaction together write per second at the most; flushes go beyond while memory is
+    /// short. Default 128 MiB.
+    pub background_bytes_per_second: u64,
 }
 
 impl Default for LsmSettings {
@@ -45,7 +46,7 @@ impl Default for LsmSettings {
             write_buffer_bytes: 256 << 20,
             cache_bytes: 64 << 20,
             open_files_max: 256,
-            compaction_bytes_per_second: 64 << 20,
+            background_bytes_per_second: 128 << 20,
         }
     }
 }
@@ -325,7 +326,7 @@ impl LsmSettings {
         at_least("store.write_buffer_bytes", self.write_buffer_bytes, 1 << 20)?;
         at_least("store.cache_bytes", self.cache_bytes, 1 << 20)?;
         at_least("store.open_files_max", self.open_files_max as u64, 16)?;
-        at_least("store.compaction_bytes_per_second", self.compaction_bytes_per_second, 1 << 20)
+        at_least("store.background_bytes_per_second", self.background_bytes_per_second, 1 << 20)
     }
 }
 

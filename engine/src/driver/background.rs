@@ -1,5 +1,9 @@
 //! Blocking file calls on a few threads of low priority, for everything but the writes of the log.
 //!
+//! What may take long has threads of its own, so that nothing waits behind it: a flush, which keeps to a rate, must
+//! hold up neither a reader nor the log's next segment. What is written is synced piece by piece: tens of megabytes
+//! at once would fill the disk's queue, and the log's writes would wait behind them.
+//!
 //! Calls of one core run in any order. When the pool is dropped, what was handed in is still done: nothing
 //! touches the disk on behalf of a core whose thread has ended.
 
@@ -21,8 +25,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-const THREADS: usize = 2;
-const ZERO_PIECE: usize = 1 << 20;
+/// Bytes that are written at a time.
+const PIECE: usize = 1 << 20;
 
 /// What became of a name, for whoever keeps files open.
 pub(super) enum NameChange {
@@ -40,9 +44,42 @@ pub(super) struct Done {
 
 /// The threads of one core.
 pub(super) struct Background {
-    jobs: Option<Sender<(OpId, DiskCall)>>,
+    /// By [`Kind`].
+    queues: Vec<Sender<(OpId, DiskCall)>>,
     done: Arc<SegQueue<Done>>,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// What has threads of its own.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// Names, new segments, reads of files.
+    File,
+    /// Flushes and dumps.
+    Save,
+    /// A state machine's reads.
+    Read,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::File, Self::Save, Self::Read];
+
+    fn of(call: &DiskCall) -> Self {
+        match call {
+            DiskCall::Save { .. } => Self::Save,
+            DiskCall::Run { .. } => Self::Read,
+            _ => Self::File,
+        }
+    }
+
+    fn threads(self) -> usize {
+        match self {
+            Self::File => 1,
+            // One flush at a time is what leaves the disk to the log.
+            Self::Save => 1,
+            Self::Read => 2,
+        }
+    }
 }
 
 impl Background {
@@ -54,24 +91,27 @@ impl Background {
         mailbox: &Arc<Mailbox>,
         nudge: Option<Duration>,
     ) -> io::Result<Self> {
-        let (jobs, queue) = channel();
-        let queue = Arc::new(Mutex::new(queue));
         let done = Arc::new(SegQueue::new());
-        let mut threads = Vec::new();
-        for number in 0..THREADS {
-            let disk = Disk { root: root.to_owned() };
-            let (queue, done) = (Arc::clone(&queue), Arc::clone(&done));
-            let mailbox = Arc::clone(mailbox);
-            let thread = std::thread::Builder::new().name(format!("{name}-io{number}"));
-            threads.push(thread.spawn(move || serve(&disk, &queue, &done, &mailbox, nudge))?);
+        let (mut queues, mut threads) = (Vec::new(), Vec::new());
+        for kind in Kind::ALL {
+            let (jobs, queue) = channel();
+            queues.push(jobs);
+            let queue = Arc::new(Mutex::new(queue));
+            for _ in 0..kind.threads() {
+                let disk = Disk { root: root.to_owned() };
+                let (queue, done) = (Arc::clone(&queue), Arc::clone(&done));
+                let mailbox = Arc::clone(mailbox);
+                let thread = std::thread::Builder::new().name(format!("{name}-io{}", threads.len()));
+                threads.push(thread.spawn(move || serve(&disk, &queue, &done, &mailbox, nudge))?);
+            }
         }
-        Ok(Self { jobs: Some(jobs), done, threads })
+        Ok(Self { queues, done, threads })
     }
 
     /// Hands a call in.
     pub(super) fn start_call(&self, op: OpId, call: DiskCall) {
-        let jobs = self.jobs.as_ref().expect("taken only by drop");
-        jobs.send((op, call)).expect("the threads end only after the sender is gone, or the process aborts");
+        let queue = &self.queues[Kind::of(&call) as usize];
+        queue.send((op, call)).expect("the threads end only after the sender is gone, or the process aborts");
     }
 
     /// Next call that came back.
@@ -87,7 +127,7 @@ impl Background {
 
 impl Drop for Background {
     fn drop(&mut self) {
-        self.jobs = None;
+        self.queues.clear();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread for file calls panicked");
@@ -265,7 +305,7 @@ fn create(path: &Path, len: u64) -> Result<(), DiskError> {
 /// Writes zeros past the page cache, where the file system can: they would be copied there for nothing, and
 /// the log's direct writes would have to drop them from it again.
 fn zero(path: &Path, len: u64) -> io::Result<()> {
-    let piece_len = ZERO_PIECE.min(usize::try_from(len).unwrap_or(ZERO_PIECE));
+    let piece_len = PIECE.min(usize::try_from(len).unwrap_or(PIECE));
     let mut zeros = AlignedVec::<BLOCK>::with_capacity(piece_len);
     zeros.resize(piece_len, 0);
     let mut options = OpenOptions::new();
@@ -276,12 +316,12 @@ fn zero(path: &Path, len: u64) -> io::Result<()> {
     };
     let mut at = 0;
     while at < len {
-        let piece = &zeros[..(len - at).min(ZERO_PIECE as u64) as usize];
+        let piece = &zeros[..(len - at).min(PIECE as u64) as usize];
         match file.write_all_at(piece, at) {
             // Opened, but not written to in this way.
             Err(error) if at == 0 && direct::is_refusal(&error) => file = options.open(path)?,
             written => {
-                written?;
+                written.and_then(|()| file.sync_data())?;
                 at += piece.len() as u64;
             }
         }
@@ -338,9 +378,70 @@ fn save(path: &Path, mut data: Box<dyn Recipe>) -> Result<u64, DiskError> {
     make_parent(path)?;
     let bytes = encoded(&*data);
     let saved = File::create(path).and_then(|mut file| {
-        file.write_all(&bytes)?;
+        for piece in bytes.chunks(PIECE) {
+            file.write_all(piece)?;
+            file.sync_data()?;
+        }
         file.sync_all()
     });
     saved.map_err(|error| disk_error("saving", path, &error))?;
     Ok(bytes.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::OpOwner;
+    use floe_shard::state_machine::JobDone;
+
+    /// Saved only when the other end says so.
+    struct Waits(Receiver<()>);
+
+    impl Recipe for Waits {
+        fn prepare(&mut self) -> Result<(), String> {
+            self.0.recv().map_err(|error| error.to_string())
+        }
+        fn len(&self) -> usize {
+            2 * PIECE + 1
+        }
+        fn encode_into(&self, buffer: &mut [u8]) {
+            buffer.fill(7);
+        }
+    }
+
+    fn next_done(background: &Background) -> Option<(u64, DiskResult)> {
+        let until = std::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            match background.take_done() {
+                Some(done) => return Some((done.op.number, done.result)),
+                None if std::time::Instant::now() > until => return None,
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_waits_behind_flushes_and_no_flush_is_cut_short() {
+        let dir = tempfile::tempdir().unwrap();
+        let mailbox = Arc::new(Mailbox::new(1));
+        let background = Background::start("test", dir.path(), &mailbox, None).unwrap();
+        let op = |number| OpId { owner: OpOwner::Store, number };
+        let (goes_on, waits) = [channel(), channel(), channel()].into_iter().unzip::<_, _, Vec<_>, Vec<_>>();
+        for (number, waits) in (0..).zip(waits) {
+            let data = Box::new(Waits(waits));
+            background.start_call(op(number), DiskCall::Save { path: format!("save{number}").into(), data });
+        }
+        background.start_call(op(10), DiskCall::Create { path: "segment".into(), len: 3 * PIECE as u64 });
+        assert_eq!(next_done(&background), Some((10, Ok(DiskDone::Done))));
+        background.start_call(op(11), DiskCall::Run { job: Box::new(|| Ok(JobDone::Fetched)) });
+        assert_eq!(next_done(&background), Some((11, Ok(DiskDone::Ran(JobDone::Fetched)))));
+        for (number, goes_on) in (0..).zip(goes_on) {
+            goes_on.send(()).unwrap();
+            let len = 2 * PIECE as u64 + 1;
+            assert_eq!(next_done(&background), Some((number, Ok(DiskDone::Saved(len)))));
+            let saved = fs::read(dir.path().join(format!("save{number}"))).unwrap();
+            assert_eq!(saved, vec![7; len as usize]);
+        }
+        assert_eq!(fs::read(dir.path().join("segment")).unwrap(), vec![0; 3 * PIECE]);
+    }
 }

@@ -67,12 +67,11 @@ impl Stores {
             strays.extend(name.to_str().and_then(|name| name.strip_prefix('t')?.parse::<u64>().ok()));
         }
         let (sender, tasks) = channel();
-        let LsmSettings { cache_bytes, open_files_max, compaction_bytes_per_second, write_buffer_bytes } =
-            *settings;
+        let budget = Budget::new(settings.write_buffer_bytes);
         let stores = Arc::new(Self {
             dir,
-            shared: Shared::new(cache_bytes, open_files_max, compaction_bytes_per_second),
-            budget: Budget::new(write_buffer_bytes),
+            shared: Shared::new(settings, &budget),
+            budget,
             next: AtomicU64::new(strays.last().map_or(1, |last| last + 1)),
             strays: Mutex::new(strays),
             tasks: Mutex::new(Some(sender)),

@@ -14,7 +14,9 @@
 //! Invariant: published tables hold every ingestion that has returned: they are read from the tree and stored under
 //! one lock.
 
-use super::limiter::{Limiter, Throttle};
+use super::limiter::{Limiter, Reason, Throttle, Writing};
+use super::memtable::Budget;
+use crate::config::LsmSettings;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use floe_shard::Versioned;
@@ -49,11 +51,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(cache_bytes: u64, files_max: usize, compaction_bytes_per_second: u64) -> Self {
+    pub(super) fn new(settings: &LsmSettings, memory: &Arc<Budget>) -> Self {
         Self {
-            cache: Arc::new(Cache::with_capacity_bytes(cache_bytes)),
-            files: Arc::new(DescriptorTable::new(files_max)),
-            limiter: Arc::new(Limiter::new(compaction_bytes_per_second)),
+            cache: Arc::new(Cache::with_capacity_bytes(settings.cache_bytes)),
+            files: Arc::new(DescriptorTable::new(settings.open_files_max)),
+            limiter: Arc::new(Limiter::new(settings.background_bytes_per_second, memory.clone())),
         }
     }
 
@@ -61,7 +63,7 @@ impl Shared {
         Config::new(dir, next.clone(), SequenceNumberCounter::default())
             .use_cache(self.cache.clone())
             .use_descriptor_table(Some(self.files.clone()))
-            .with_compaction_filter_factory(Some(Arc::new(Throttle::new(self.limiter.clone()))))
+            .with_compaction_filter_factory(Some(Arc::new(Throttle::new(self.limiter.clone(), dir))))
     }
 }
 
@@ -71,6 +73,7 @@ pub(super) struct Tree {
     dir: PathBuf,
     tables: ArcSwap<Tables>,
     publishing: Mutex<()>,
+    limiter: Arc<Limiter>,
 }
 
 impl Tree {
@@ -100,7 +103,13 @@ impl Tree {
         // The library counts from 0 again; a new table must be newer than every old one.
         next.fetch_max(tree.get_highest_persisted_seqno().map_or(0, |highest| highest + 1));
         let tables = ArcSwap::from_pointee(Tables::of(&tree, dir));
-        Ok(Self { tree, dir: dir.into(), tables, publishing: Mutex::new(()) })
+        Ok(Self {
+            tree,
+            dir: dir.into(),
+            tables,
+            publishing: Mutex::new(()),
+            limiter: shared.limiter.clone(),
+        })
     }
 
     /// The newest published tables.
@@ -120,8 +129,10 @@ impl Tree {
         meta: &[u8],
     ) -> Result<(), String> {
         let fail = |error| failure(&self.dir, &error);
-        let mut rows =
-            Rows { ingestion: self.tree.ingestion().map_err(fail)?, dir: &self.dir, row: Vec::new() };
+        let ingestion = self.tree.ingestion().map_err(fail)?;
+        let writing = Writing::begin(&self.limiter, Reason::Flush, &self.dir)
+            .map_err(|error| format!("{}: {error}", self.dir.display()))?;
+        let mut rows = Rows { ingestion, writing, dir: &self.dir, row: Vec::new() };
         write(&mut rows)?;
         rows.ingestion.write(META_KEY.as_slice(), meta).map_err(fail)?;
         rows.ingestion.finish().map_err(fail)?;
@@ -148,6 +159,7 @@ impl Tree {
 /// Rows on their way into a tree.
 pub(super) struct Rows<'a> {
     ingestion: AnyIngestion<'a>,
+    writing: Writing,
     dir: &'a Path,
     /// Reused.
     row: Vec<u8>,
@@ -158,11 +170,18 @@ impl Rows<'_> {
         self.row.clear();
         self.row.extend_from_slice(&value.version.to_le_bytes());
         self.row.extend_from_slice(&value.value);
-        self.ingestion.write(key, self.row.as_slice()).map_err(|error| failure(self.dir, &error))
+        self.ingestion.write(key, self.row.as_slice()).map_err(|error| failure(self.dir, &error))?;
+        self.wrote(key.len() + self.row.len())
     }
 
     pub(super) fn delete(&mut self, key: &[u8]) -> Result<(), String> {
-        self.ingestion.write_tombstone(key).map_err(|error| failure(self.dir, &error))
+        self.ingestion.write_tombstone(key).map_err(|error| failure(self.dir, &error))?;
+        self.wrote(key.len())
+    }
+
+    fn wrote(&mut self, bytes: usize) -> Result<(), String> {
+        let waited = self.writing.wrote(bytes as u64);
+        waited.map_err(|error| format!("{}: {error}", self.dir.display()))
     }
 }
 

@@ -126,8 +126,9 @@ section! {
         cache_bytes: Size,
         /// Files of tables kept open: at least 16.
         open_files_max: usize,
-        /// Bytes that compaction reads per second at the most: at least "1 MiB".
-        compaction_bytes_per_second: Size,
+        /// Bytes that flushes and compaction together write per second at the most, at least "1 MiB"; flushes go beyond while
+        /// memory is short.
+        background_bytes_per_second: Size,
     }
     kind: StoreKind,
 }
