@@ -89,7 +89,10 @@ impl Running {
         let promise = DurablePromise::start(now, wanted_promise_ns(config), &found, &mut wal, &mut multi);
         let report = report(record, &found);
         for (&shard, &lowest_replica) in &found.tombstones {
-            wal.append(Record::ShardTombstone { shard, lowest_replica });
+            let own = found.own.as_ref().and_then(|own| own.tombstones.get(&shard));
+            if own.is_none_or(|&own| own < lowest_replica) {
+                wal.append(Record::ShardTombstone { shard, lowest_replica });
+            }
             multi.forbid(shard, lowest_replica);
         }
         let known: Vec<ShardId> = found.shards.iter().map(|found| found.state.shard).collect();

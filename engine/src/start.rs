@@ -1,5 +1,5 @@
 //! How a core finds its replicas at start: every stream that may hold something of its shards is
-//! recovered, for each shard the history with the highest home epoch wins, and the dumps that these
+//! recovered, for each shard the newest replica's newest history wins, and the dumps that these
 //! name are read. Dump files that nothing names are removed, before a new one can take their names;
 //! nothing else is written here.
 
@@ -30,7 +30,7 @@ pub struct FoundAll {
     pub shards: Vec<Found>,
     /// This core's own stream, if it has one already.
     pub own: Option<Recovered>,
-    /// Lowest replica accepted per shard that is gone for good.
+    /// Lowest replica accepted of each shard that was destroyed here and has no replica now.
     pub tombstones: BTreeMap<ShardId, u64>,
     /// Largest lease promise that any stream knows of.
     pub promise_ns: u64,
@@ -123,19 +123,39 @@ impl Start {
         Ok(())
     }
 
-    /// The history with the highest home epoch is the newest.
+    /// Per shard the newest replica, and of it the history with the highest home epoch. What any stream knows to be
+    /// destroyed counts in none: an old stream may still hold it, because old streams go only when all is settled.
     fn choose(&mut self) {
+        let lowest = self.lowest();
         let mut best: BTreeMap<ShardId, Found> = BTreeMap::new();
         for (&stream, recovered) in &self.recovered {
             for (&shard, state) in &recovered.shards {
-                let newer = best.get(&shard).is_none_or(|found| state.home_epoch > found.state.home_epoch);
-                if shard.core(self.cores) == self.core && newer {
-                    let moved = stream != self.own_stream;
-                    best.insert(shard, Found { state: state.clone(), dump: None, moved });
+                let Some(&lowest) = lowest.get(&shard) else { continue };
+                let age = |state: &ShardState| (state.replica, state.home_epoch);
+                let newer = best.get(&shard).is_none_or(|found| age(state) > age(&found.state));
+                if state.replica.get() >= lowest && newer {
+                    let state = ShardState { lowest_replica: lowest, ..state.clone() };
+                    best.insert(shard, Found { state, dump: None, moved: stream != self.own_stream });
                 }
             }
         }
         self.found = best.into_values().collect();
+    }
+
+    /// The lowest replica that may still live of each of this core's shards, by all that the streams say.
+    fn lowest(&self) -> BTreeMap<ShardId, u64> {
+        let mut all = BTreeMap::new();
+        for recovered in self.recovered.values() {
+            let of_states = recovered.shards.iter().map(|(&shard, state)| (shard, state.lowest_replica));
+            let of_tombstones = recovered.tombstones.iter().map(|(&shard, &lowest)| (shard, lowest));
+            for (shard, lowest) in of_states.chain(of_tombstones) {
+                if shard.core(self.cores) == self.core {
+                    let known = all.entry(shard).or_insert(lowest);
+                    *known = lowest.max(*known);
+                }
+            }
+        }
+        all
     }
 
     fn on_dump(&mut self, number: u64, result: DiskResult, calls: &mut DiskCalls) -> Result<(), Failure> {
@@ -195,19 +215,19 @@ impl Start {
     }
 
     fn finish(&mut self) -> FoundAll {
+        let mut tombstones = self.lowest();
+        for found in &self.found {
+            tombstones.remove(&found.state.shard);
+        }
         let mut all = FoundAll {
             shards: std::mem::take(&mut self.found),
             own: self.recovered.remove(&self.own_stream),
-            tombstones: BTreeMap::new(),
+            tombstones,
             promise_ns: 0,
             replayed: (0, 0, 0),
         };
         for recovered in self.recovered.values().chain(&all.own) {
             all.promise_ns = all.promise_ns.max(recovered.promise_ns);
-            for (&shard, &lowest) in &recovered.tombstones {
-                let known = all.tombstones.entry(shard).or_default();
-                *known = lowest.max(*known);
-            }
             let (frames, bytes, torn) = all.replayed;
             all.replayed = (frames + recovered.frames, bytes + recovered.bytes, torn + recovered.torn_bytes);
         }
@@ -219,5 +239,119 @@ fn explain(error: &RecoveryError) -> Failure {
     match error {
         RecoveryError::Disk(error) => Failure::Disk(format!("the log can't be read: {error}")),
         other => Failure::Corrupt(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wal::StreamEnd;
+    use floe_raft::{HardState, Mark, ReplicaId};
+
+    const SHARD: ShardId = ShardId(4);
+    /// The newest set's; lower ones are of older sets.
+    const OWN: u32 = 9;
+
+    /// What a stream holds of the shard: replica and home epoch of its state, lowest replica of its tombstone.
+    fn stream(live: Option<(u64, u64)>, tombstone: Option<u64>) -> Recovered {
+        let state = live.map(|(replica, home_epoch)| ShardState {
+            shard: SHARD,
+            replica: ReplicaId::new(replica).unwrap(),
+            home_epoch,
+            descriptor: Bytes::new(),
+            hard_state: HardState::default(),
+            flushed: Mark::ZERO,
+            generation: 0,
+            entries: Vec::new(),
+            lowest_replica: replica,
+        });
+        Recovered {
+            shards: state.map(|state| (SHARD, state)).into_iter().collect(),
+            tombstones: tombstone.map(|lowest| (SHARD, lowest)).into_iter().collect(),
+            promise_ns: 0,
+            boot_epoch: 1,
+            end: StreamEnd::START,
+            seq_next: 1,
+            segments: Default::default(),
+            frames: 0,
+            bytes: 0,
+            torn_bytes: 0,
+        }
+    }
+
+    /// Replica, home epoch and whether it has to move; and the tombstone that stays.
+    fn chosen(streams: &[(u32, Recovered)]) -> (Option<(u64, u64, bool)>, Option<u64>) {
+        let mut start = Start {
+            core: 0,
+            cores: 1,
+            own_stream: OWN,
+            running: BTreeMap::new(),
+            recovered: streams.iter().cloned().collect(),
+            found: Vec::new(),
+            loads: BTreeMap::new(),
+            next: 0,
+        };
+        start.choose();
+        let all = start.finish();
+        let found = all.shards.first().map(|found| {
+            let ShardState { replica, home_epoch, .. } = found.state;
+            (replica.get(), home_epoch, found.moved)
+        });
+        (found, all.tombstones.get(&SHARD).copied())
+    }
+
+    #[test]
+    fn a_history_that_has_moved_wins_over_the_one_that_it_came_from() {
+        let old = stream(Some((3, 1)), None);
+        assert_eq!(chosen(&[(1, old.clone())]), (Some((3, 1, true)), None));
+        let moved = stream(Some((3, 2)), None);
+        assert_eq!(chosen(&[(1, old), (OWN, moved)]), (Some((3, 2, false)), None));
+    }
+
+    #[test]
+    fn a_replica_that_was_destroyed_after_its_move_does_not_come_back() {
+        let (live, gone) = (stream(Some((3, 1)), None), stream(None, Some(4)));
+        assert_eq!(chosen(&[(1, live.clone()), (OWN, gone.clone())]), (None, Some(4)));
+        // Whichever of several old sets knows of it.
+        assert_eq!(chosen(&[(1, live), (2, gone), (OWN, stream(None, None))]), (None, Some(4)));
+    }
+
+    #[test]
+    fn a_successor_wins_over_the_destroyed_replica_of_an_old_stream() {
+        for home_epoch in [1, 2, 7] {
+            let old = stream(Some((3, home_epoch)), None);
+            assert_eq!(chosen(&[(1, old), (OWN, stream(Some((5, 1)), None))]), (Some((5, 1, false)), None));
+        }
+    }
+
+    #[test]
+    fn a_tombstone_does_not_concern_the_successor() {
+        let gone = stream(None, Some(4));
+        assert_eq!(
+            chosen(&[(1, gone.clone()), (OWN, stream(Some((5, 1)), None))]),
+            (Some((5, 1, false)), None)
+        );
+        // Not even one that has to move first.
+        assert_eq!(
+            chosen(&[(1, gone), (2, stream(Some((5, 1)), None)), (OWN, stream(None, None))]),
+            (Some((5, 1, true)), None)
+        );
+    }
+
+    #[test]
+    fn a_core_keeps_the_tombstones_of_its_own_shards_alone() {
+        let streams = BTreeMap::from([(1, stream(None, Some(4)))]);
+        let at = |core| Start {
+            core,
+            cores: 2,
+            own_stream: OWN,
+            running: BTreeMap::new(),
+            recovered: streams.clone(),
+            found: Vec::new(),
+            loads: BTreeMap::new(),
+            next: 0,
+        };
+        let kept = |core| at(core).finish().tombstones.contains_key(&SHARD);
+        assert_eq!([0, 1].map(kept), [0, 1].map(|core| SHARD.core(2) == core));
     }
 }

@@ -469,6 +469,11 @@ impl Cluster {
         self.send_call(client, node, call);
     }
 
+    /// A node.
+    pub fn node(&self, node: usize) -> &Node {
+        &self.nodes[node]
+    }
+
     /// Sets how many cores a node has from its next start on.
     pub fn set_cores(&mut self, node: usize, cores: u16) {
         self.nodes[node].cores_next = cores;

@@ -277,6 +277,12 @@ impl Cluster {
         self.queue.after(lasts, Event::Undo(Fault::Disk(node)));
     }
 
+    /// No file of a node's disk can be made for a while.
+    pub fn fill_disk(&mut self, node: usize, lasts: Nanos) {
+        self.nodes[node].disk.profile.full = true;
+        self.queue.after(lasts, Event::Undo(Fault::Disk(node)));
+    }
+
     fn count_fault(&mut self, kind: FaultKind, node: usize) {
         use FaultKind::{Chaos, Delay, Partition, PowerCutAll};
         let roles = match kind {

@@ -10,6 +10,7 @@ mod engine;
 mod loop_disk;
 mod many_groups;
 mod members;
+mod old_streams;
 mod power_cuts;
 mod process_faults;
 mod processes;

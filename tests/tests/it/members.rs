@@ -8,7 +8,7 @@ use floe_tests::sim::cluster::Cluster;
 use floe_tests::sim::disk::Crash;
 
 /// Founded on the first three of four nodes.
-fn shard(cluster: &Cluster) -> ShardId {
+pub(crate) fn shard(cluster: &Cluster) -> ShardId {
     cluster.shards[0].shard
 }
 
@@ -23,7 +23,7 @@ fn change(cluster: &mut Cluster, node: u64, to: Seat, force: bool) -> Result<boo
 }
 
 /// As [`change`], again and again until it is carried out.
-fn make(cluster: &mut Cluster, node: u64, to: Seat) -> Result<(), Violation> {
+pub(crate) fn make(cluster: &mut Cluster, node: u64, to: Seat) -> Result<(), Violation> {
     for _ in 0..50 {
         if change(cluster, node, to, false)? {
             return Ok(());

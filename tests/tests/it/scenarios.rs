@@ -29,7 +29,7 @@ pub(crate) fn on_seeds(nodes: usize, scenario: impl Fn(&mut Cluster) -> Result<(
     on_plans(|seed| Plan::quiet(seed, nodes), scenario);
 }
 
-fn on_plans(plan: impl Fn(u64) -> Plan, scenario: impl Fn(&mut Cluster) -> Result<(), Violation>) {
+pub(crate) fn on_plans(plan: impl Fn(u64) -> Plan, scenario: impl Fn(&mut Cluster) -> Result<(), Violation>) {
     for seed in 1..=3 {
         let mut cluster = Cluster::new(plan(seed));
         cluster.start_clients();
