@@ -171,7 +171,7 @@ pub struct ClusterOptions {
     #[arg(long, value_enum, default_value_t = Driver::DEFAULT)]
     pub driver: Driver,
     /// State machine of the shards
-    #[arg(long, value_enum, default_value_t = Store::Memory)]
+    #[arg(long, value_enum, default_value_t = Store::Lsm)]
     pub store: Store,
     /// closed: a caller goes on when its operation is done; open: operations are due at --rate
     #[arg(long, value_enum, default_value_t = Mode::Closed)]
@@ -361,6 +361,7 @@ mod tests {
         assert_eq!((options.nodes, options.cores, options.shards), (3, 1, 48));
         assert_eq!((options.payload, options.concurrency), (128, 1024));
         assert_eq!(options.driver.of_engine(), floe::Driver::default());
+        assert_eq!(options.store.of_engine(), floe::Store::default());
         assert_eq!(options.phases, [Workload::Put, Workload::Get, Workload::Mixed]);
     }
 

@@ -16,13 +16,18 @@ pub struct Member {
 }
 
 /// Where the shards' state lies.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Store {
     /// In memory, dumped whole from time to time. For tests, and for states that are small against the memory.
-    #[default]
     Memory,
     /// In tables on disk, with recent writes in memory.
     Lsm(LsmSettings),
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self::Lsm(LsmSettings::default())
+    }
 }
 
 /// Bounds of the durable store, for all shards of a node together.
@@ -65,7 +70,7 @@ pub struct Config {
     pub members: Vec<Member>,
     /// Where to listen, `host:port`, if not at this node's address in `members`.
     pub listen: Option<String>,
-    /// Where the shards' state lies; the same at each start of a node. Default [`Store::Memory`].
+    /// Where the shards' state lies; the same at each start of a node. Default [`Store::Lsm`].
     pub store: Store,
     /// What does a core's input and output. Default [`Driver::Ring`].
     pub driver: Driver,

@@ -37,7 +37,7 @@ struct Args {
     #[arg(long, hide = true, default_value_t = 1)]
     cores: u16,
     /// Where the shards' state lies
-    #[arg(long, value_enum, default_value_t = StoreKind::Memory)]
+    #[arg(long, value_enum, default_value_t = StoreKind::Lsm)]
     store: StoreKind,
 }
 
@@ -213,9 +213,10 @@ fn config(args: &Args, node: NodeId, members: &[Member]) -> Config {
     let mut config = Config::member(args.dir.join(format!("node-{node}")), node, members.to_vec());
     config.shards = 16;
     config.cores = args.cores;
-    if let StoreKind::Lsm = args.store {
-        config.store = Store::Lsm(LsmSettings::default());
-    }
+    config.store = match args.store {
+        StoreKind::Memory => Store::Memory,
+        StoreKind::Lsm => Store::Lsm(LsmSettings::default()),
+    };
     // Small enough that dumps, truncation and recycling happen between the kills.
     config.flush_log_bytes = 64 << 10;
     config.wal.segment_bytes_min = 256 << 10;

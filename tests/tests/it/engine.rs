@@ -38,7 +38,7 @@ fn members_of(nodes: usize) -> Vec<Member> {
 }
 
 fn open_cluster(dir: &Path, members: &[Member], cores: u16) -> Vec<Engine> {
-    open_cluster_on(dir, members, cores, &Store::Memory)
+    open_cluster_on(dir, members, cores, &Store::default())
 }
 
 fn open_cluster_on(dir: &Path, members: &[Member], cores: u16, store: &Store) -> Vec<Engine> {

@@ -136,8 +136,8 @@ section! {
 #[derive(serde::Deserialize, Clone, Copy, Default)]
 #[serde(rename_all = "lowercase")]
 enum StoreKind {
-    #[default]
     Memory,
+    #[default]
     Lsm,
 }
 
