@@ -1,15 +1,15 @@
 //! How old the applied state is at most: the base of reads that may be stale, within a bound.
 //!
-//! A follower stamps what it answers with its own clock, and its leader echoes the stamp together with its commit
-//! index. Whatever had been acknowledged when the stamp was made lies at or below that index: so, once that is
-//! applied here, the state is no older than the stamp. No clock is compared with another's. The rules:
+//! A follower stamps what it answers with its own clock, and its leader echoes the stamp together with the commit
+//! index that followers may know: what the leader was handed to apply. Whatever had been acknowledged when the
+//! stamp was made lies at or below that index: so, once that is applied here, the state is no older than the stamp. No clock is compared with another's. The rules:
 //!
 //! 1. A stamp is echoed only when a quorum has answered something that was sent after the stamp came in
 //!    ([`Leader::led_at`]): then nobody else led when it was made. A leader that was replaced and doesn't know
 //!    would otherwise vouch for what it hasn't heard of.
-//! 2. No stamp is echoed before an entry of the leader's own term is committed: until then its commit index may
+//! 2. No stamp is echoed before that index has reached the leader's own term: until then it may
 //!    be behind what earlier leaders have acknowledged (paper §8).
-//! 3. The index beside it is the leader's whole commit index. A heartbeat to a follower that lags tells less, and
+//! 3. The index beside it is the whole of what may be told. A heartbeat to a follower that lags tells less, and
 //!    echoes nothing.
 //! 4. A stamp counts only for the incarnation that made it: the clock of the next one may begin anew. Each
 //!    shifts its stamps by a number of its own, so that an earlier one's don't look like times.
@@ -126,7 +126,7 @@ impl Leader {
     /// Lets stamps go back that may. Answers until when surely nobody else led, if the commit index is worth
     /// something; else 0.
     pub(crate) fn prove_stamps(&mut self, view: &View<'_>) -> Nanos {
-        if view.commit < self.term_start && !planted::is(Planted::StampBeforeOwnCommit) {
+        if view.tellable < self.term_start && !planted::is(Planted::StampBeforeOwnCommit) {
             return 0;
         }
         let led_at = self.led_at(view);

@@ -24,6 +24,9 @@ pub(crate) struct View<'a> {
     pub(crate) term: Term,
     pub(crate) now: Nanos,
     pub(crate) commit: Index,
+    /// What followers may be told is committed: what this leader was itself handed to apply. Else they could
+    /// show what a read under its lease doesn't yet.
+    pub(crate) tellable: Index,
     pub(crate) log: &'a Log,
     pub(crate) config: &'a Config,
     pub(crate) membership: &'a Membership,
@@ -47,8 +50,8 @@ pub(crate) struct Leader {
     pub(crate) reads: Reads,
     /// Index of the first entry of this term. Committed = this leader knows what is committed.
     pub(crate) term_start: Index,
-    /// Highest read index that was handed to a follower; 0 = none.
-    pub(crate) index_told: Index,
+    /// What followers were told at most is committed; 0 = nothing.
+    pub(crate) told: Index,
     /// TimeoutNow has left in this term: to whomever, and whatever came of it.
     pub(crate) has_told_successor: bool,
     transfer: Option<Transfer>,
@@ -70,7 +73,7 @@ impl Leader {
             peers: others.map(|id| Progress::new(id, next, view.now)).collect(),
             reads: Reads::default(),
             term_start: next,
-            index_told: 0,
+            told: 0,
             has_told_successor: false,
             transfer: None,
             check_quorum_at: view.now.saturating_add(view.config.election_timeout_max_ns),
@@ -156,6 +159,7 @@ impl Leader {
     /// Sends everything that is due to everybody. Answers what [`Leader::prove_stamps`] does.
     pub(crate) fn flush(&mut self, view: &View<'_>, outbox: &mut Outbox) -> Nanos {
         self.needs_flush = false;
+        self.told = self.told.max(view.tellable);
         let led_at = self.prove_stamps(view);
         self.maybe_begin_read_round(view, outbox);
         for peer in &mut self.peers {
@@ -196,10 +200,7 @@ impl Leader {
                 let index = round.index;
                 match from {
                     None => outbox.reads.push(ReadState { context, index }),
-                    Some(to) => {
-                        self.index_told = self.index_told.max(index);
-                        outbox.send(view, to, Body::ReadIndexReply { context, index });
-                    }
+                    Some(to) => outbox.send(view, to, Body::ReadIndexReply { context, index }),
                 }
             }
         }
@@ -255,11 +256,11 @@ fn stamp_for(peer: &Progress, view: &View<'_>) -> LeaderStamp {
 }
 
 fn send_heartbeat(peer: &mut Progress, read_round: u64, view: &View<'_>, outbox: &mut Outbox) {
-    let commit = view.commit.min(peer.matched);
+    let commit = view.tellable.min(peer.matched);
     peer.told_commit = peer.told_commit.max(commit);
     peer.sent_at = view.now;
     let mut stamp = stamp_for(peer, view);
-    if commit < view.commit && !planted::is(Planted::StampBesideLess) {
+    if commit < view.tellable && !planted::is(Planted::StampBesideLess) {
         stamp.echo = 0;
     }
     outbox.send(view, peer.id, Body::Heartbeat { commit, read_round, stamp });
@@ -282,10 +283,10 @@ fn send_append(
     let room = is_full.then(first_command).flatten().unwrap_or(usize::MAX);
     let entries: Vec<_> = slice.take(room).cloned().collect();
     let sent = (prev.index + entries.len() as u64, entries.iter().map(Entry::size).sum());
-    peer.told_commit = view.commit;
+    peer.told_commit = view.tellable;
     peer.sent_at = view.now;
     let stamp = stamp_for(peer, view);
-    outbox.send(view, peer.id, Body::Append { prev, commit: view.commit, entries, stamp });
+    outbox.send(view, peer.id, Body::Append { prev, commit: view.tellable, entries, stamp });
     Some(sent)
 }
 
@@ -317,7 +318,7 @@ fn feed_replicate(peer: &mut Progress, view: &View<'_>, outbox: &mut Outbox) {
         let Feed::Replicate { window, nudge, .. } = &mut peer.feed else { return };
         let room = !window.is_full(view.config);
         let has_entries = room && peer.next <= view.log.last_index();
-        let has_news = room && peer.told_commit < view.commit;
+        let has_news = room && peer.told_commit < view.tellable;
         if !has_entries && (sent || !(has_news || *nudge)) {
             return;
         }
@@ -450,6 +451,7 @@ impl Raft {
             term: self.term,
             now: self.now,
             commit: self.commit,
+            tellable: self.applying,
             log: &self.log,
             config: &self.config,
             membership: &self.members.current,

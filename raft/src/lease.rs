@@ -23,9 +23,9 @@
 //! 7. A lease begins when the first entry of the leader's own term is applied: before that the state may
 //!    lack what was acknowledged in earlier terms.
 //!
-//! And one more: a read index that was handed to a follower may be ahead of what is applied here, because
-//! a quorum without this disk can commit. The follower's reader may have seen it; so there is no lease
-//! until it is applied here, too.
+//! And one more, for reads elsewhere: a quorum without this disk can commit. Were followers told at once, they
+//! would apply, and show, what a read under the lease doesn't see yet. So they are told only what this leader
+//! was handed to apply, and until it *is* applied there is no lease.
 
 use crate::config::Config;
 use crate::leader::{Leader, View};
@@ -106,7 +106,7 @@ impl Leader {
     /// Until when nobody else can lead; `None` if this leader mustn't read by itself.
     fn lease_end(&self, view: &View<'_>, applied: Index) -> Option<Nanos> {
         let handed_over = self.has_told_successor && !planted::is(Planted::LeaseOutlivesTransfer);
-        let is_behind = applied < self.term_start.max(self.index_told);
+        let is_behind = applied < self.term_start.max(self.told);
         if !view.config.leases || handed_over || (is_behind && !planted::is(Planted::LeaseBeforeNoop)) {
             return None;
         }

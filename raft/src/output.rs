@@ -72,11 +72,12 @@ impl Raft {
     /// Fills `out` (cleared first) with everything that is to be done, in one batch.
     pub fn ready(&mut self, out: &mut Ready) {
         out.clear();
+        // First: it decides what followers are told.
+        self.put_committed(out);
         let led_at = self.with_leader(|leader, view, outbox| leader.flush(view, outbox));
         self.note_fresh(self.commit, led_at);
         self.emit_ack();
         self.put_write(out);
-        self.put_committed(out);
         self.put_messages(out);
         out.reads.append(&mut self.outbox.reads);
         out.reads_dropped.append(&mut self.outbox.reads_dropped);

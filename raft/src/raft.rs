@@ -397,6 +397,7 @@ impl Raft {
             term: self.term,
             now: self.now,
             commit: self.commit,
+            tellable: self.applying,
             log: &self.log,
             config: &self.config,
             membership: &self.members.current,

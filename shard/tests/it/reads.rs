@@ -171,27 +171,28 @@ fn a_stale_read_never_misses_what_was_acknowledged_longer_ago_than_its_bound() {
     }
 }
 
-/// A majority without the leader's disk commits, and followers apply what the leader can't yet.
+/// A majority without the leader's disk commits, and could show what the leader can't yet.
 #[test]
-fn a_stale_read_may_be_ahead_of_what_the_leader_has_applied() {
+fn no_read_elsewhere_is_ahead_of_the_leader() {
     let mut cluster = one_shard();
     let leader = cluster.await_leader(S1);
     cluster.put(leader, S1, b"a", b"old");
     cluster.run(100);
     let follower = others(leader)[0];
-    cluster.slow_disks.insert(leader, 90 * MS);
-    cluster.submit(leader, write(S1, b"a", b"new"));
-    let value_at = |cluster: &mut Cluster, node, consistency| {
-        let answer = cluster.ask(node, get(S1, b"a", consistency));
-        value_of(&answer).map(<[u8]>::to_vec)
-    };
-    let began = cluster.now;
-    while value_at(&mut cluster, follower, stale(100)) == Some(b"old".to_vec()) {
+    cluster.slow_disks.insert(leader, 60 * MS);
+    let put = cluster.submit(leader, write(S1, b"a", b"new"));
+    let commit = cluster.nodes[leader].multi.raft(S1).unwrap().last_mark().index;
+    let (began, mut was_ahead) = (cluster.now, false);
+    while !cluster.nodes[leader].answers.contains_key(&put) {
+        assert!(cluster.now - began < 200 * MS, "{:?}", cluster.nodes[leader].multi.status(S1));
+        let answer = cluster.ask(follower, get(S1, b"a", stale(100)));
+        let raft = cluster.nodes[leader].multi.raft(S1).unwrap();
+        was_ahead |= raft.commit() == commit && raft.status().applied < commit;
+        let is_applied = raft.status().applied == commit;
+        assert!(is_applied || value_of(&answer) == Some(&b"old"[..]), "the leader still serves the old one");
         cluster.turn();
-        assert!(cluster.now - began < 80 * MS, "the followers have it long before the leader's disk");
     }
-    assert_eq!(value_at(&mut cluster, leader, Consistency::ANY_AGE), Some(b"old".to_vec()));
-    assert_eq!(value_at(&mut cluster, leader, Consistency::Linearizable), Some(b"new".to_vec()));
+    assert!(was_ahead, "followers' disks were faster");
 }
 
 #[test]

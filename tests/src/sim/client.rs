@@ -429,14 +429,12 @@ impl Clients {
         }
         if consistency != Consistency::ANY_AGE {
             let action = Action::Read(stored.map(|(value, _)| value));
-            let (called, answered) = match consistency {
-                // Current at some moment from so long before the call on. It may also be ahead: followers can
-                // apply what a quorum holds before the leader's own disk has it, and until then the leader
-                // serves the state before. (That it is committed was seen in `stored`.)
-                Consistency::Stale { max } => (pending.called.saturating_sub(stale_ns(max)), Nanos::MAX),
-                Consistency::Linearizable | Consistency::LinearizableLocal => (pending.called, now),
+            // What a stale read returns was current at some moment from so long before the call on.
+            let called = match consistency {
+                Consistency::Stale { max } => pending.called.saturating_sub(stale_ns(max)),
+                Consistency::Linearizable | Consistency::LinearizableLocal => pending.called,
             };
-            self.record(client, called, Some(answered), key, action);
+            self.record(client, called, Some(now), key, action);
         }
         Ok(())
     }

@@ -47,6 +47,8 @@ pub enum Event {
     /// A client on this node in this incarnation, which has loaded what may be read, looks at the clock (or has
     /// done so before, by a planted bug).
     ReadHere(usize, u64, ClientId, Box<(Arc<Open>, Call, Option<Nanos>)>),
+    /// Shards get their first learners.
+    FirstLearners,
     /// The next fault is drawn.
     NextFault,
     /// A node that has just become a leader is struck.
@@ -288,6 +290,7 @@ impl Cluster {
             Event::ReadHere(node, incarnation, client, read) => {
                 self.read_here(node, incarnation, client, *read)
             }
+            Event::FirstLearners => self.seat_learners(),
             Event::NextFault => self.next_fault(),
             Event::NewLeader(node) => self.strike_new_leader(node),
             Event::NewState(node) => self.strike_new_state(node),

@@ -47,6 +47,9 @@ impl Cluster {
     /// Lets faults happen until [`Self::heal`].
     pub fn start_faults(&mut self) {
         self.faults_on = true;
+        if self.plan.faults.iter().any(|(kind, _)| *kind == FaultKind::Members) {
+            self.queue.after(2 * self.plan.election_timeout_ns(), Event::FirstLearners);
+        }
         self.schedule_fault();
     }
 
@@ -145,11 +148,9 @@ impl Cluster {
                 self.leader(shard).unwrap_or(node)
             }
             FaultKind::BitRot | FaultKind::LostWrite | FaultKind::Misdirected => {
-                if self.damaged.len() < self.plan.replication.saturating_sub(1) / 2 {
-                    self.damaged.insert(node);
-                }
+                let may_be_another = self.damaged.len() < self.plan.replication.saturating_sub(1) / 2;
                 let first = self.damaged.first().copied().unwrap_or(node);
-                if self.damaged.contains(&node) { node } else { first }
+                if may_be_another || self.damaged.contains(&node) { node } else { first }
             }
             _ => node,
         }
@@ -160,7 +161,13 @@ impl Cluster {
         let now = self.now();
         let node = self.victim(kind, node);
         let lasts = self.random.skewed(2 * self.plan.fault_for_ns).min(LASTS_NS_MAX) + MS;
-        self.count_fault(kind, node);
+        let does_something = !matches!(
+            kind,
+            FaultKind::BitRot | FaultKind::LostWrite | FaultKind::Misdirected | FaultKind::Members
+        );
+        if does_something {
+            self.count_fault(kind, node);
+        }
         self.trace.note(now, &[20, kind as u64, node as u64, lasts], || {
             format!("fault {kind:?}, node {}, for {} us", node + 1, lasts / 1000)
         });
@@ -203,9 +210,9 @@ impl Cluster {
             }
             FaultKind::Transfer => self.ask_for_transfer(node),
             FaultKind::Members => self.change_seat(node, lasts),
-            FaultKind::BitRot => self.damage(node, Damage::BitRot),
-            FaultKind::LostWrite => self.damage(node, Damage::LostWrite),
-            FaultKind::Misdirected => self.damage(node, Damage::Misdirected),
+            FaultKind::BitRot => self.damage(kind, node, Damage::BitRot),
+            FaultKind::LostWrite => self.damage(kind, node, Damage::LostWrite),
+            FaultKind::Misdirected => self.damage(kind, node, Damage::Misdirected),
             FaultKind::SlowDisk
             | FaultKind::StuckDisk
             | FaultKind::WriteErrors
@@ -253,9 +260,12 @@ impl Cluster {
         self.nodes[node].disk.fails_at = Some((call, nth));
     }
 
-    fn damage(&mut self, node: usize, damage: Damage) {
+    /// Counts only if there was something to damage.
+    fn damage(&mut self, kind: FaultKind, node: usize, damage: Damage) {
         let now = self.now();
         if let Some(path) = self.nodes[node].disk.damage(damage) {
+            self.damaged.insert(node);
+            self.count_fault(kind, node);
             self.trace.note(now, &[24, node as u64], || format!("{damage:?} in {path} of node {}", node + 1));
         }
     }
@@ -283,7 +293,7 @@ impl Cluster {
         self.queue.after(lasts, Event::Undo(Fault::Disk(node)));
     }
 
-    fn count_fault(&mut self, kind: FaultKind, node: usize) {
+    pub(crate) fn count_fault(&mut self, kind: FaultKind, node: usize) {
         use FaultKind::{Chaos, Delay, Partition, PowerCutAll};
         let roles = match kind {
             PowerCutAll | Partition | Delay | Chaos => {

@@ -54,11 +54,26 @@ impl Cluster {
         self.plan.faults.iter().any(|(kind, _)| damages.contains(kind)) || !self.damaged.is_empty()
     }
 
+    /// A learner for about every second shard that a node has no replica of, so that faults meet learners from
+    /// the first one on.
+    pub(crate) fn seat_learners(&mut self) {
+        for shard in self.shards.iter().map(|descriptor| descriptor.shard).collect::<Vec<_>>() {
+            let descriptor = self.descriptor(shard);
+            let nodes = self.nodes.iter().map(|node| node.id);
+            let spare: Vec<_> = nodes.filter(|node| descriptor.replica_on(*node).is_none()).collect();
+            if !spare.is_empty() && self.random.percent(50) {
+                let (node, asked) = (*self.random.pick(&spare), self.random.index(self.nodes.len()));
+                self.ask_for_members(asked, shard, vec![to(node, Seat::Learner)], false);
+            }
+        }
+    }
+
     /// Changes the seat of a node in some shard, under more or less trouble.
     pub(crate) fn change_seat(&mut self, node: usize, lasts: Nanos) {
         let shard = self.shards[self.random.index(self.shards.len())].shard;
         let leader = self.leader(shard);
         let trouble = self.random.below(10);
+        let mut has_asked = false;
         let asked = match leader {
             // What is cut off still takes requests; what comes of them is cut from its log later.
             Some(leader) if trouble < 3 => {
@@ -74,6 +89,9 @@ impl Cluster {
             let of = if self.random.percent(70) { node } else { self.random.index(self.nodes.len()) };
             let id = self.nodes[of].id;
             if let Some(changes) = self.draw_changes(shard, id) {
+                if !std::mem::replace(&mut has_asked, true) {
+                    self.count_fault(FaultKind::Members, node);
+                }
                 let force = !self.may_damage() && self.random.percent(15);
                 self.ask_for_members(asked, shard, changes, force);
             }

@@ -89,9 +89,14 @@ fn drive(cluster: &mut Cluster, recovery_ns: &mut Nanos) -> Result<(), Violation
     let operations = cluster.plan.load.operations;
     let has_faults = !cluster.plan.faults.is_empty() && cluster.plan.faults_only.is_none();
     let faults = if has_faults { FAULTS_MIN } else { 0 };
-    cluster.run_until(LOAD_NS_MAX, |cluster| {
+    let is_done = cluster.run_until(LOAD_NS_MAX, |cluster| {
         cluster.clients.counts.begun >= operations && cluster.faults_total >= faults
     })?;
+    if !is_done {
+        let (begun, met) = (cluster.clients.counts.begun, cluster.faults_total);
+        let detail = format!("{begun} operations of {operations} and {met} faults of {faults} in time");
+        return Err(Violation::new("load", detail));
+    }
     cluster.traffic = Traffic::None;
     cluster.heal();
     cluster.wait_until_started()?;
