@@ -77,7 +77,7 @@ impl MultiRaft {
             PeerMessage::DumpOffer { .. } => self.on_dump_offer(addr, message),
             PeerMessage::DumpPull { .. } => self.on_dump_pull(message),
             PeerMessage::DumpChunk { .. } => self.on_dump_chunk(message),
-            PeerMessage::Placement { .. } => self.on_placement(message),
+            PeerMessage::Placement { .. } => self.on_placement(addr, message),
             PeerMessage::Request { .. } | PeerMessage::Answer { .. } => {}
         }
     }
@@ -138,6 +138,7 @@ impl MultiRaft {
                 self.order_placements(slot);
             }
         }
+        self.ask_members();
         self.queue_head_starts();
         self.look_after_transfers();
     }

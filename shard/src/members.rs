@@ -8,7 +8,9 @@
 //!   until it answers. It holds nothing, not even the empty state that the founders' log begins after
 //!   ([`FOUNDED_AT`]), so the first thing that it takes is a dump.
 //! - A removed replica is told so by whoever leads, a bounded number of times; one that missed it asks for votes
-//!   sooner or later, and is told then. It destroys itself by a tombstone, which keeps the lowest id that may
+//!   sooner or later, and is told then. (One without a vote shows the others its descriptor when it starts, and
+//!   when it is asked for something, as long as it knows no leader; whoever has a newer one without it says so.)
+//!   It destroys itself by a tombstone, which keeps the lowest id that may
 //!   still come: no late order and no late message brings it back with a blank vote.
 //!
 //! **Must:** only bootstrap and an order create replicas; only a descriptor that was applied and doesn't name it
@@ -32,6 +34,8 @@ pub const FOUNDED_AT: Mark = Mark::new(0, 1);
 const FAREWELLS: u8 = 32;
 /// Removed replicas that are remembered; the oldest is forgotten first.
 const FAREWELLS_MAX: usize = 16;
+/// How often a replica that starts without a vote, and hears of no leader, asks whether it is a member.
+pub(crate) const MEMBERSHIP_ASKS: u8 = 32;
 const NEWCOMER_BYTES: usize = 16;
 
 /// Replicas that a change brings, and where they are to live.
@@ -165,6 +169,11 @@ impl Replica {
         self.change_descriptor(next);
     }
 
+    /// It has no vote, so it never campaigns, and knows nobody who leads: it may have been removed.
+    pub(crate) fn is_unled(&self) -> bool {
+        self.raft.leader().is_none() && !self.raft.membership().is_voter(self.id)
+    }
+
     /// The applied descriptor doesn't name this replica any more, and it has handed over what it led. (A dump may be
     /// older than the replica that takes it: then the descriptor doesn't name it *yet*.)
     pub(crate) fn is_to_leave(&self) -> bool {
@@ -214,13 +223,36 @@ impl MultiRaft {
         may.then_some(place.replica)
     }
 
-    /// A leader says who the members are.
-    pub(crate) fn on_placement(&mut self, message: PeerMessage) {
-        let PeerMessage::Placement { shard, to, descriptor, .. } = message else { return };
+    /// Once per beat: replicas without a vote that know no leader show the other members their descriptors.
+    pub(crate) fn ask_members(&mut self) {
+        for (slot, left) in std::mem::take(&mut self.unled) {
+            let replica = &self.replicas[slot];
+            if !replica.takes_part() || !replica.is_unled() {
+                continue;
+            }
+            let (shard, me) = (replica.shard, replica.id);
+            for &(_, addr) in &replica.routes {
+                let descriptor = Box::new(replica.descriptor.clone());
+                self.outbox
+                    .sends
+                    .push((addr, PeerMessage::Placement { shard, from: me, to: me, descriptor }));
+            }
+            if left > 1 {
+                self.unled.insert(slot, left - 1);
+            }
+        }
+    }
+
+    /// A leader says who the members are; or a replica without one asks.
+    pub(crate) fn on_placement(&mut self, addr: CoreAddr, message: PeerMessage) {
+        let PeerMessage::Placement { shard, from, to, descriptor } = message else { return };
         if descriptor.shard != shard {
             return;
         }
         match self.running(shard) {
+            Some(slot) if descriptor.epoch.membership < self.replicas[slot].descriptor.epoch.membership => {
+                self.tell_removed(slot, addr, from);
+            }
             Some(slot) => {
                 let replica = &self.replicas[slot];
                 let is_newer = descriptor.epoch.membership > replica.descriptor.epoch.membership;
@@ -262,7 +294,7 @@ impl MultiRaft {
         replicas[slot].work.farewells = farewells;
     }
 
-    /// `from` takes part no more, but doesn't know it: it asks for votes.
+    /// `from` takes part no more, but doesn't know it: it asks for votes, or whether it is a member.
     pub(crate) fn tell_removed(&mut self, slot: usize, addr: CoreAddr, from: ReplicaId) {
         let replica = &self.replicas[slot];
         let descriptor = &replica.descriptor;
@@ -278,6 +310,7 @@ impl MultiRaft {
     /// its files go.
     pub(crate) fn leave(&mut self, slot: usize) {
         self.leaders.remove(&slot);
+        self.unled.remove(&slot);
         self.forget_quiet(slot);
         self.end_outgoing(slot);
         self.drop_incoming(slot);

@@ -10,7 +10,7 @@ use crate::descriptor::Descriptor;
 use crate::elections::Elections;
 use crate::ids::{CoreAddr, NodeId, ShardId};
 use crate::jobs::Jobs;
-use crate::members::FOUNDED_AT;
+use crate::members::{FOUNDED_AT, MEMBERSHIP_ASKS};
 use crate::output::{DumpRead, DumpRemove, LogWrite, PersistToken, RefusedMessage, ShardState};
 use crate::peer::PeerMessage;
 use crate::peers::Peers;
@@ -51,6 +51,9 @@ pub struct MultiRaft {
     pub(crate) quiet: Quiet,
     /// Slots whose replica leads and isn't quiet.
     pub(crate) leaders: BTreeSet<usize>,
+    /// Slots whose replica has no vote and knows no leader, and how often it still asks the others whether it is
+    /// a member at all: see [`MultiRaft::ask_members`].
+    pub(crate) unled: BTreeMap<usize, u8>,
     /// When the next beat is due.
     pub(crate) beat_at: Nanos,
     /// A beat is due with the next turn.
@@ -131,6 +134,7 @@ impl MultiRaft {
             callers: Callers::default(),
             quiet: Quiet::default(),
             leaders: BTreeSet::new(),
+            unled: BTreeMap::new(),
             beat_at: 0,
             beat_owed: false,
             watched: BTreeSet::new(),
@@ -252,6 +256,9 @@ impl MultiRaft {
         assert!(before.is_none(), "{}: {} is here already", self.me, state.shard);
         if replica.head_starts > 0 {
             self.elections.add_starter(slot);
+        }
+        if !is_new && replica.is_unled() {
+            self.unled.insert(slot, MEMBERSHIP_ASKS);
         }
         if slot == self.replicas.len() {
             self.replicas.push(replica);

@@ -163,7 +163,8 @@ pub enum PeerMessage {
         data: Bytes,
     },
     /// Leader to the node of a replica: these are the shard's members, as committed and applied. If `to` is
-    /// a learner among them and isn't there, it is to be created; if it is not among them, destroyed.
+    /// a learner among them and isn't there, it is to be created; if it is not among them, destroyed. A replica
+    /// without a vote and without a leader sends its own, `from` itself, and gets a newer one that doesn't name it.
     Placement {
         /// The group.
         shard: ShardId,

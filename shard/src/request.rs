@@ -20,8 +20,7 @@ pub enum Consistency {
     /// it must have applied, once for all reads of a turn, waits until it has, and reads its own state.
     LinearizableLocal,
     /// From the replica on this node, without asking anybody if it can: sees every write that was acknowledged `max`
-    /// before the read began, and may miss later ones. It may also show a write that is committed and not yet
-    /// acknowledged, and that a linearizable read right after doesn't show. A replica that doesn't know that it is fresh enough asks the
+    /// before the read began, and may miss later ones. A replica that doesn't know that it is fresh enough asks the
     /// leader, as for `LinearizableLocal`; without an answer within an election timeout the read is refused as
     /// [`Refusal::TooStale`]. [`Consistency::ANY_AGE`] takes whatever there is.
     Stale {

@@ -30,6 +30,9 @@ impl MultiRaft {
                 return Err(Answer::Refused(Refusal::Unavailable { reason: reason.clone() }));
             }
         }
+        if self.replicas[slot].is_unled() {
+            self.unled.entry(slot).or_insert(1);
+        }
         match request {
             Request::Write { command, .. } => {
                 self.submit_write(slot, id, command).map_err(Answer::Refused)?;

@@ -193,6 +193,33 @@ fn a_removed_replica_that_missed_it_learns_it_when_it_asks_for_votes() {
     assert!(raft.is_leader() && raft.term() == term, "it disturbed the others");
 }
 
+/// A learner asks for no votes: it asks whether it is a member when it starts, and when a caller wants something.
+#[test]
+fn a_removed_learner_that_missed_it_learns_it_when_it_starts_or_is_asked() {
+    for restarts in [true, false] {
+        let (mut cluster, leader) = four_nodes();
+        add_spare(&mut cluster);
+        cluster.isolated.insert(SPARE);
+        assert_eq!(change(&mut cluster, &[seat(SPARE, Seat::Vacant)]), Answer::Done);
+        cluster.run(3000);
+        assert!(has_replica(&cluster, SPARE), "nobody could tell it");
+        cluster.restart(SPARE, false);
+        if restarts {
+            cluster.isolated.clear();
+        } else {
+            // It asks, for a while, and nobody hears it.
+            cluster.run(5000);
+            cluster.isolated.clear();
+            cluster.run(1000);
+            assert!(has_replica(&cluster, SPARE), "it has asked often enough");
+            let refused = cluster.ask(SPARE, crate::write(S1, b"x", b"1"));
+            assert_eq!(refused, Answer::Refused(Refusal::NotLeader { leader: None }));
+        }
+        cluster.run_until("it is destroyed", |cluster| !has_replica(cluster, SPARE));
+        assert!(cluster.leads(leader, S1), "restarts: {restarts}");
+    }
+}
+
 /// A learner asks for no votes, so nobody tells it that it was removed but who orders another one to its place.
 #[test]
 fn a_learner_that_missed_its_removal_makes_room_for_the_next_one() {
