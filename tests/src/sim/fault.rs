@@ -17,6 +17,8 @@ use floe::seam::Input;
 use floe_raft::Nanos;
 use floe_shard::{CoreAddr, NodeId, PeerBatch, PeerMessage, ShardId};
 
+/// After so many faults the load gets to its end undisturbed.
+const FAULTS_MAX: u64 = 500;
 /// No fault lasts longer than about this, so that runs get somewhere.
 const LASTS_NS_MAX: Nanos = 8 * SEC;
 
@@ -54,8 +56,9 @@ impl Cluster {
     }
 
     fn schedule_fault(&mut self) {
-        if !self.plan.faults.is_empty() {
-            let after = self.random.skewed(2 * self.plan.fault_every_ns);
+        if !self.plan.faults.is_empty() && self.faults_total < FAULTS_MAX {
+            let usual = self.plan.fault_every_ns;
+            let after = self.random.skewed(2 * usual).min(4 * usual);
             self.queue.after(after, Event::NextFault);
         }
     }
