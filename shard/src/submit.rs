@@ -225,7 +225,9 @@ impl Replica {
 
     /// How old the applied state is at most; `None` = nothing is known.
     fn age_ns(&self, now: Nanos) -> Option<Nanos> {
-        let fresh_at = if self.raft.lease().is_some() { now } else { self.raft.fresh_at() };
+        // While its lease runs nobody else acknowledges anything; a quiet replica's clock may be behind `now`.
+        let leased_to = self.raft.lease().map_or(0, |lease| lease.until.min(now));
+        let fresh_at = leased_to.max(self.raft.fresh_at());
         (fresh_at > 0).then(|| now.saturating_sub(fresh_at))
     }
 

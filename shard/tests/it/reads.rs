@@ -95,6 +95,26 @@ fn a_follower_waits_until_it_has_applied_what_the_leader_says() {
     assert!(cluster.now - began >= 40 * MS, "what isn't durable here isn't applied here");
 }
 
+/// When its group fell quiet it had a lease, and no clock of the group has moved since.
+#[test]
+fn a_quiet_leader_that_was_replaced_is_as_old_as_its_lease() {
+    let mut cluster = one_shard();
+    cluster.nodes.iter_mut().for_each(|node| node.multi.allow_promises(150 * MS));
+    let old = cluster.await_leader(S1);
+    cluster.put(old, S1, b"a", b"old");
+    let raft =
+        |cluster: &Cluster| cluster.nodes[old].multi.raft(S1).map(|raft| (raft.is_quiet(), raft.lease()));
+    cluster.run_until("quiet", |cluster| raft(cluster).is_some_and(|(is_quiet, _)| is_quiet));
+    assert!(raft(&cluster).is_some_and(|(_, lease)| lease.is_some()), "it has just been answered");
+    cluster.isolated.insert(old);
+    let new = cluster.await_leader(S1);
+    cluster.put(new, S1, b"a", b"new");
+    cluster.run(400);
+    let max = Duration::from_millis(300);
+    let answer = cluster.ask(old, get(S1, b"a", Consistency::Stale { max }));
+    assert!(matches!(answer, Answer::Refused(Refusal::TooStale { .. })), "{answer:?}");
+}
+
 /// The follower asks whom it still takes for the leader.
 #[test]
 fn a_deposed_leader_gives_its_last_follower_no_index() {
