@@ -12,7 +12,7 @@ use crate::error::{ReadError, TransferError, WriteError, WriteOutcome};
 use crate::mailbox::{Mailbox, Post, Slot, Wait};
 use crate::read_cell::ReadCells;
 use crate::remote::{ConnectError, Remote};
-use crate::scan::{Page, Scan, ScanOptions};
+use crate::scan::{Collected, Pages, ScanOptions};
 use bytes::Bytes;
 use floe_raft::Nanos;
 use floe_shard::command::{BATCH_BYTES_MAX, COMMAND_HEAD_BYTES};
@@ -297,24 +297,13 @@ impl Client {
         self.get_versioned(key).wait()
     }
 
-    /// Reads a range. Each page within one shard is one consistent snapshot; pages and shards are
-    /// not one snapshot together.
+    /// Reads a range into memory: the rows of one shard are one consistent snapshot; shards are not one snapshot
+    /// together. A range of unknown size is better read with [`Client::pages`]. One deadline holds for all of it.
     pub fn scan(
         &self,
         options: ScanOptions,
     ) -> impl Future<Output = Result<Vec<Row>, ReadError>> + Send + 'static + use<> {
-        let (client, deadline) = (self.clone(), self.deadline());
-        async move {
-            let mut scan = Scan::new(options, deadline);
-            while let Some(page) = scan.next_page(&client) {
-                let answer = match page? {
-                    Page::Read(answer) => answer,
-                    Page::Asked(wait) => wait.await,
-                };
-                scan.take_page(answer)?;
-            }
-            Ok(scan.rows)
-        }
+        Collected::new(self, options).all()
     }
 
     /// [`Client::scan`] on this thread.
@@ -322,15 +311,25 @@ impl Client {
     /// # Errors
     /// See [`ReadError`].
     pub fn scan_blocking(&self, options: ScanOptions) -> Result<Vec<Row>, ReadError> {
-        let mut scan = Scan::new(options, self.deadline());
-        while let Some(page) = scan.next_page(self) {
-            let answer = match page? {
-                Page::Read(answer) => answer,
-                Page::Asked(wait) => wait.wait(),
-            };
-            scan.take_page(answer)?;
-        }
-        Ok(scan.rows)
+        Collected::new(self, options).all_blocking()
+    }
+
+    /// Reads a range in pages of up to 1 MiB: what is in memory at once is one page. The rows of one shard are one
+    /// consistent snapshot, which is held for up to 30 s; shards are not one snapshot together. Each page has this
+    /// client's deadline.
+    ///
+    /// ```no_run
+    /// # let client = floe::Client::connect(&["10.0.0.1:7401"])?;
+    /// let mut pages = client.pages(floe::ScanOptions::prefix("ice/"));
+    /// while let Some(rows) = pages.next_blocking() {
+    ///     for row in rows? {
+    ///         println!("{:?}", row.key);
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn pages(&self, options: ScanOptions) -> Pages {
+        Pages::new(self, options, None)
     }
 
     /// Hands the leadership of a shard to a node. Whatever comes of it, nothing is lost.
@@ -531,6 +530,7 @@ pub(crate) fn no_answer() -> ReadError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use floe_shard::request::Rest;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::task::Wake;
 
@@ -565,7 +565,7 @@ mod tests {
 
     #[test]
     fn an_answer_of_another_kind_is_an_error_and_no_panic() {
-        let rows = || Answer::Rows { rows: vec![row("a")], more: false };
+        let rows = || Answer::Rows { rows: vec![row("a")], rest: Rest::Nothing };
         let unknown = WriteError::OutcomeUnknown(UnknownReason::BadAnswer);
         assert!(!unknown.is_surely_not_done());
         for answer in [rows(), Answer::Value(None), Answer::Done] {

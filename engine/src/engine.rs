@@ -213,7 +213,7 @@ impl Parts {
         Self {
             mailboxes: (0..config.cores).map(|_| Arc::new(Mailbox::new(config.requests_max))).collect(),
             metrics: (0..config.cores).map(|_| Arc::new(CoreMetrics::default())).collect(),
-            cells: ReadCells::new(&descriptors),
+            cells: ReadCells::new(config.node, random(), &descriptors),
             descriptors: Arc::new(descriptors),
             identity: Arc::new(OnceLock::new()),
             machines,

@@ -24,7 +24,7 @@
 //! - An acknowledged write is durable on a majority of its shard's replicas, and survives any minority
 //!   of them failing in any way, and the power failing on all of them at once.
 //! - Reads see every write that was acknowledged before they began, unless [`Consistency::Stale`] is asked for by name;
-//!   [`Consistency::LinearizableLocal`] reads this node's own replica. A scan is one snapshot per page of one shard.
+//!   [`Consistency::LinearizableLocal`] reads this node's own replica. A scan is one snapshot per shard.
 //! - An error says whether the write surely didn't happen ([`WriteError::is_surely_not_done`]) or may have.
 //! - Every queue has a bound; at the bound a call is refused at once as `Busy`.
 //! - Corruption is reported by file, offset and shard, never served and never cut away in silence.
@@ -50,6 +50,7 @@ pub mod engine;
 pub mod error;
 pub(crate) mod frames;
 pub mod gateway;
+pub mod held_views;
 pub mod mailbox;
 pub mod metrics;
 pub mod offline;
@@ -77,7 +78,7 @@ pub use engine::Engine;
 pub use error::{OpenError, ReadError, TransferError, WriteError, WriteOutcome};
 pub use metrics::Metrics;
 pub use remote::ConnectError;
-pub use scan::ScanOptions;
+pub use scan::{Pages, ScanOptions};
 pub use seam::StartReport;
 pub use worker::MachineFactory;
 

@@ -18,12 +18,12 @@
 //! somebody reads: one that wasn't used since it was published is withdrawn with the next write; a reader
 //! who finds none goes to the core, and says so.
 
+use crate::held_views::HeldViews;
 use arc_swap::{ArcSwapOption, Guard};
 use floe_raft::{Index, Nanos, Term};
-use floe_shard::descriptor::{Descriptor, KeyRange};
+use floe_shard::descriptor::Descriptor;
 use floe_shard::request::{Answer, Consistency, Query, Request, Versioned};
-use floe_shard::state_machine::{QueryResult, View};
-use floe_shard::{MultiRaft, Readable, ShardId};
+use floe_shard::{MultiRaft, NodeId, Readable, ShardId, StateView};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -60,12 +60,11 @@ fn until(now: &Readable) -> Nanos {
 /// A shard's state as it may be read now.
 pub struct Open {
     grant: Arc<Grant>,
-    range: KeyRange,
+    state: StateView,
     /// Where the state stands.
     applied: Index,
     /// As of when the view is, by this node's clock; 0 = that isn't known.
     fresh_at: AtomicU64,
-    view: Arc<dyn View>,
     /// Somebody has read it.
     used: AtomicBool,
     /// Somebody has read it under the lease since the core last looked.
@@ -83,12 +82,17 @@ struct Cell {
 }
 
 /// The cells of a node's shards. Each is written by the shard's core alone.
-pub struct ReadCells(BTreeMap<ShardId, Cell>);
+pub struct ReadCells {
+    cells: BTreeMap<ShardId, Cell>,
+    /// What scans under way go on in.
+    pub views: HeldViews,
+}
 
 impl ReadCells {
-    /// Cells, all empty, of these shards; others are always read through their cores.
-    pub fn new(shards: &[Descriptor]) -> Arc<Self> {
-        Arc::new(Self(shards.iter().map(|descriptor| (descriptor.shard, Cell::default())).collect()))
+    /// Cells, all empty, of these shards; others are always read through their cores. `seed`: see [`HeldViews::new`].
+    pub fn new(node: NodeId, seed: u64, shards: &[Descriptor]) -> Arc<Self> {
+        let cells = shards.iter().map(|descriptor| (descriptor.shard, Cell::default())).collect();
+        Arc::new(Self { cells, views: HeldViews::new(node, seed) })
     }
 
     /// A key's value, read on this thread; `None` = ask the core. `clock` is called once, after the view was taken.
@@ -106,8 +110,13 @@ impl ReadCells {
     /// The answer to a read on this thread; `None` = ask the core. `clock` is called once, after the view was taken.
     pub fn read(&self, request: &Request, clock: impl FnOnce() -> Nanos) -> Option<Answer> {
         let Request::Read { shard, range_epoch, query, consistency } = request else { return None };
+        if let Some(view) = request.view() {
+            return (view.node == self.views.node()).then(|| self.views.read(clock(), view, query));
+        }
         let open = self.look(*shard, *consistency)?;
-        open.as_ref()?.read(*range_epoch, query, *consistency, clock())
+        let now = clock();
+        let answer = open.as_ref()?.read(*range_epoch, query, *consistency, now)?;
+        Some(self.views.hold_rest(now, None, answer))
     }
 
     /// What may be read of a shard. The caller looks at its clock after this, and hands it to [`Open::get`] or
@@ -118,7 +127,7 @@ impl ReadCells {
 
     /// [`ReadCells::load`] without a share of its own: readers of many threads would fight for its count.
     fn look(&self, shard: ShardId, consistency: Consistency) -> Option<Guard<Option<Arc<Open>>>> {
-        let cell = self.0.get(&shard)?;
+        let cell = self.cells.get(&shard)?;
         let open = cell.open.load();
         let is_linearizable = consistency.is_linearizable();
         if open.as_ref().is_none_or(|open| is_linearizable && open.grant.term == 0) {
@@ -132,7 +141,7 @@ impl ReadCells {
     /// somebody has read it under its lease since the last time: then it is to be kept awake
     /// ([`MultiRaft::note_read`]), or it would go quiet, lose its lease and have every reader ask the core.
     pub fn refresh(&self, shard: ShardId, multi: &MultiRaft) -> bool {
-        let Some(cell) = self.0.get(&shard) else { return false };
+        let Some(cell) = self.cells.get(&shard) else { return false };
         let open = cell.open.load_full();
         let Some(now) = multi.readable(shard) else {
             cell.close(open);
@@ -150,7 +159,7 @@ impl ReadCells {
 
     /// A core has ended: nothing is read past it any more.
     pub fn close(&self, shards: impl Iterator<Item = ShardId>) {
-        for cell in shards.filter_map(|shard| self.0.get(&shard)) {
+        for cell in shards.filter_map(|shard| self.cells.get(&shard)) {
             cell.close(cell.open.load_full());
         }
     }
@@ -183,10 +192,10 @@ impl Cell {
     }
 
     fn publish(&self, multi: &MultiRaft, shard: ShardId, now: &Readable, grant: Arc<Grant>) {
-        let Some((view, range)) = multi.view(shard) else { return };
+        let Some(state) = multi.view(shard) else { return };
         let (applied, fresh_at) = (now.applied, AtomicU64::new(now.fresh_at));
         let (used, read_lately) = (AtomicBool::new(false), AtomicBool::new(false));
-        self.open.store(Some(Arc::new(Open { grant, range, applied, fresh_at, view, used, read_lately })));
+        self.open.store(Some(Arc::new(Open { grant, state, applied, fresh_at, used, read_lately })));
     }
 
     fn close(&self, open: Option<Arc<Open>>) {
@@ -246,9 +255,9 @@ impl Open {
         consistency: Consistency,
         now: Nanos,
     ) -> Option<Option<Versioned>> {
-        let may = self.range.contains(key) && self.may_be_read(range_epoch, consistency, now);
+        let may = self.state.range.contains(key) && self.may_be_read(range_epoch, consistency, now);
         // What can't be read here is refused by the core, which says why.
-        may.then(|| self.view.get(key).ok()).flatten()
+        may.then(|| self.state.view.get(key).ok()).flatten()
     }
 
     /// The answer to a query. `now` was read from the clock after this was loaded; `None` = ask the core.
@@ -263,7 +272,7 @@ impl Open {
             return self.get(range_epoch, key, consistency, now).map(Answer::Value);
         }
         let may = self.may_be_read(range_epoch, consistency, now);
-        may.then(|| self.view.read(query, &self.range).ok().map(QueryResult::into_answer)).flatten()
+        may.then(|| self.state.read(query).ok()).flatten()
     }
 }
 
@@ -272,7 +281,7 @@ mod tests {
     use super::*;
     use bytes::Bytes;
     use floe_shard::output::Output;
-    use floe_shard::{CoreAddr, MemoryStore, NodeId, RequestId, ShardConfig, encode_put, pre_split};
+    use floe_shard::{CoreAddr, MemoryStore, RequestId, ShardConfig, encode_put, pre_split};
     use std::ops::Range;
 
     const SHARD: ShardId = ShardId(1);
@@ -299,7 +308,7 @@ mod tests {
     /// What a leader without another voter lets others read, linearizably, too.
     fn opened() -> (MultiRaft, Arc<ReadCells>) {
         let descriptors = pre_split(&[NodeId(1)], 1, 1);
-        let (multi, cells) = (sole_leader(&descriptors), ReadCells::new(&descriptors));
+        let (multi, cells) = (sole_leader(&descriptors), ReadCells::new(NodeId(1), 1, &descriptors));
         assert!(cells.load(SHARD, Consistency::Linearizable).is_none());
         cells.refresh(SHARD, &multi);
         assert_eq!(get(&cells, || 20), Some(None));
@@ -362,7 +371,7 @@ mod tests {
     #[test]
     fn the_core_learns_once_that_somebody_has_read_under_the_lease() {
         let descriptors = pre_split(&[NodeId(1)], 1, 1);
-        let (multi, cells) = (sole_leader(&descriptors), ReadCells::new(&descriptors));
+        let (multi, cells) = (sole_leader(&descriptors), ReadCells::new(NodeId(1), 1, &descriptors));
         let linearizable = Consistency::Linearizable;
         assert!(cells.load(SHARD, linearizable).is_none());
         assert!(!cells.refresh(SHARD, &multi), "it was looked for, not read");

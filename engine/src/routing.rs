@@ -11,7 +11,7 @@ use crate::worker::WorkerConfig;
 use floe_raft::{Nanos, Planted, is_planted};
 use floe_shard::peer::PeerMessage;
 use floe_shard::request::{Answer, BusyReason, Refusal, Request, RequestId, UnknownReason};
-use floe_shard::{CoreAddr, NodeId, ShardId};
+use floe_shard::{CoreAddr, NodeId, ShardId, ViewId};
 
 impl Running {
     /// What was forwarded there is in doubt if it writes; reads are tried again.
@@ -67,10 +67,33 @@ impl Running {
     /// Hands a request to the replicas here, or else to the node that leads, or else parks it.
     pub(crate) fn try_once(&mut self, now: Nanos, id: RequestId, effects: &mut Effects) {
         let Some(pending) = self.requests.get_mut(id) else { return };
+        if let Some(view) = pending.request.view() {
+            return self.go_on_in(now, id, view, effects);
+        }
         pending.place = Place::Submitted;
         if let Err(answer) = self.multi.submit(now, id, pending.request.clone()) {
             self.on_answer(now, id, answer, None, effects);
         }
+    }
+
+    /// The next page of a scan: read from the view that it names, here or on the node that holds it.
+    fn go_on_in(&mut self, now: Nanos, id: RequestId, view: ViewId, effects: &mut Effects) {
+        let Some(pending) = self.requests.get_mut(id) else { return };
+        if let Some(state) = self.config.cells.views.get(now, view)
+            && let Request::Read { query, .. } = &pending.request
+        {
+            pending.place = Place::Submitted;
+            return self.multi.read_in(id, query.clone(), state);
+        }
+        let is_local = matches!(pending.origin, Origin::Local(_));
+        if is_local && view.node != self.config.me.node && self.is_connected(view.node) {
+            return self.forward(now, id, Some(view.node));
+        }
+        self.finish(now, id, Answer::Refused(Refusal::ViewGone), effects);
+    }
+
+    fn is_connected(&self, node: NodeId) -> bool {
+        self.peers.keys().any(|peer| peer.node == node)
     }
 
     /// An answer, from the replicas here or (`from`) from the core it was forwarded to.
@@ -92,6 +115,10 @@ impl Running {
             let in_its_place = bad_answer(&self.config, peer, &pending.request, &answer);
             return self.finish(now, id, in_its_place, effects);
         }
+        let answer = match from {
+            Some(_) => answer,
+            None => self.config.cells.views.hold_rest(now, pending.request.view(), answer),
+        };
         let is_local = matches!(pending.origin, Origin::Local(_));
         match answer {
             // Its replica finds a leader to ask, or the one that it asked answers, before long.

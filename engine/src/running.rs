@@ -362,6 +362,10 @@ impl Running {
         if self.multi.pressure() > Pressure::None {
             self.multi.flush_largest();
         }
+        let gone = self.config.cells.views.take_gone(now);
+        if !gone.is_empty() {
+            self.multi.free(gone);
+        }
     }
 
     /// The lock is taken once for all of them: after a node's death they are many.

@@ -3,9 +3,10 @@
 
 use crate::ids::ShardId;
 use crate::multi_raft::{MultiRaft, Outbox};
+use crate::readable::StateView;
 use crate::replica::{Replica, Stage};
-use crate::request::{Answer, Refusal, RequestId};
-use crate::state_machine::{Job, JobDone, QueryResult};
+use crate::request::{Answer, Query, Refusal, RequestId};
+use crate::state_machine::{Job, JobDone};
 use floe_raft::ReplicaId;
 use std::collections::BTreeMap;
 
@@ -13,8 +14,10 @@ use std::collections::BTreeMap;
 enum Waits {
     /// A replica, with its next command.
     Command { shard: ShardId, replica: ReplicaId },
-    /// A caller.
-    Read { id: RequestId },
+    /// A caller, with this query to the state that it is read from, if that can go on being read.
+    Read { id: RequestId, query: Query, state: Option<StateView> },
+    /// Nobody.
+    Nobody,
 }
 
 /// The jobs of one core that are under way.
@@ -39,21 +42,45 @@ impl Jobs {
         self.start(waits, replica.machine.fetch(), outbox);
     }
 
-    /// A read goes on in the background.
-    pub(crate) fn read(&mut self, id: RequestId, job: Job, outbox: &mut Outbox) {
-        self.start(Waits::Read { id }, job, outbox);
+    /// A read goes on in the background. `state` is what it reads, if that can go on being read.
+    pub(crate) fn read(
+        &mut self,
+        (id, query): (RequestId, Query),
+        (job, state): (Job, Option<StateView>),
+        outbox: &mut Outbox,
+    ) {
+        self.start(Waits::Read { id, query, state }, job, outbox);
     }
 }
 
 impl MultiRaft {
+    /// Reads in a state that was taken earlier, in the background: it may have to wait for the disk. The answer
+    /// follows in [`crate::Output::answers`].
+    pub fn read_in(&mut self, id: RequestId, query: Query, state: StateView) {
+        let (asked, view) = (query.clone(), state.clone());
+        let job = Box::new(move || view.view.read(&asked, &view.range).map(JobDone::Read));
+        self.callers.opened();
+        self.jobs.read((id, query), (job, Some(state)), &mut self.outbox);
+    }
+
+    /// Lets states go that nobody reads any more, in the background: what they alone hold may be much to free.
+    pub fn free(&mut self, states: Vec<StateView>) {
+        let job = Box::new(move || {
+            drop(states);
+            Ok(JobDone::Fetched)
+        });
+        self.jobs.start(Waits::Nobody, job, &mut self.outbox);
+    }
+
     /// A job of [`crate::Output::jobs`] is done, or can't be: then a read is refused, and a replica whose command
     /// waited for it takes part no more.
     pub fn job_done(&mut self, token: u64, done: Result<JobDone, String>) {
         match self.jobs.waiting.remove(&token) {
             Some(Waits::Command { shard, replica }) => self.fetched(shard, replica, done),
-            Some(Waits::Read { id }) => {
+            Some(Waits::Nobody) => {}
+            Some(Waits::Read { id, query, state }) => {
                 let answer = match done {
-                    Ok(JobDone::Read(found)) => found.into_answer(),
+                    Ok(JobDone::Read(found)) => found.into_answer(&query, || state),
                     Ok(JobDone::Fetched) => panic!("a read was answered by a fetch"),
                     Err(reason) => Answer::Refused(Refusal::Unavailable { reason }),
                 };
@@ -74,15 +101,5 @@ impl MultiRaft {
             replica.stage = Stage::Broken(why);
         }
         self.touch(slot);
-    }
-}
-
-impl QueryResult {
-    /// The answer to whoever asked.
-    pub fn into_answer(self) -> Answer {
-        match self {
-            Self::Value(value) => Answer::Value(value),
-            Self::Rows(rows, more) => Answer::Rows { rows, more },
-        }
     }
 }

@@ -122,10 +122,10 @@ pub use output::{
     DumpRead, DumpRemove, DumpSave, Fault, LogWrite, Output, PersistToken, RefusedMessage, ShardState,
 };
 pub use peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, GroupQuiet, PeerBatch, PeerMessage};
-pub use readable::Readable;
+pub use readable::{Readable, StateView};
 pub use request::{
     Answer, BusyReason, Consistency, MEMBER_CHANGES_MAX, MemberChange, Query, Refusal, Request, RequestId,
-    Row, Seat, UnknownReason, Versioned,
+    Rest, Row, Seat, UnknownReason, Versioned, ViewId,
 };
 pub use row_tree::RowTree;
 pub use shard_map::{ShardMap, pre_split};

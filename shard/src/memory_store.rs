@@ -292,7 +292,7 @@ mod tests {
 
     fn scan(start: &'static str, end: &'static str, limit: u32, reverse: bool) -> Query {
         let (start, end) = (Bytes::from(start), Bytes::from(end));
-        Query::Scan { start, end, limit, bytes_max: 1 << 20, reverse }
+        Query::Scan { start, end, limit, bytes_max: 1 << 20, reverse, view: None }
     }
 
     #[test]
@@ -330,8 +330,14 @@ mod tests {
         assert_eq!(keys(&store, &scan("d", "b", 9, false), &all), (vec![], false));
         let narrow = KeyRange { start: Bytes::from("b"), end: Bytes::from("d") };
         assert_eq!(keys(&store, &scan("", "", 9, false), &narrow), (vec!["b".into(), "c".into()], false));
-        let one_row =
-            Query::Scan { start: Bytes::new(), end: Bytes::new(), limit: 9, bytes_max: 0, reverse: false };
+        let one_row = Query::Scan {
+            start: Bytes::new(),
+            end: Bytes::new(),
+            limit: 9,
+            bytes_max: 0,
+            reverse: false,
+            view: None,
+        };
         assert_eq!(keys(&store, &one_row, &all), (vec!["a".into()], true));
     }
 

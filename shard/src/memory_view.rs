@@ -27,7 +27,7 @@ impl RowTree<Slot> {
         match query {
             Query::Get { key } if range.contains(key) => QueryResult::Value(self.find(key)),
             Query::Get { .. } => QueryResult::Value(None),
-            Query::Scan { start, end, limit, bytes_max, reverse } => {
+            Query::Scan { start, end, limit, bytes_max, reverse, .. } => {
                 let Some((low, high)) = clip(start, end, range) else {
                     return QueryResult::Rows(Vec::new(), false);
                 };

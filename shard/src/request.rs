@@ -2,6 +2,7 @@
 
 use crate::descriptor::Descriptor;
 use crate::ids::{NodeId, ShardId};
+use crate::readable::StateView;
 use bytes::Bytes;
 use floe_raft::Nanos;
 use std::time::Duration;
@@ -43,6 +44,15 @@ impl Consistency {
     pub const fn is_linearizable(self) -> bool {
         matches!(self, Self::Linearizable | Self::LinearizableLocal)
     }
+}
+
+/// A view of a shard's state that a node holds for the further pages of a scan: see [`Rest::Held`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ViewId {
+    /// The node.
+    pub node: NodeId,
+    /// Its number there, not used by another boot; above 0.
+    pub number: u64,
 }
 
 /// A request to one shard.
@@ -140,13 +150,21 @@ impl Request {
             Answer::Refused(_) | Answer::Unknown(_) => true,
             Answer::Written { .. } | Answer::ConditionFailed { .. } => matches!(self, Self::Write { .. }),
             Answer::Value(_) => matches!(self, Self::Read { query: Query::Get { .. }, .. }),
-            Answer::Rows { rows, more } => match self {
+            Answer::Rows { rows, rest } => match self {
                 Self::Read { query: Query::Scan { start, end, reverse, .. }, .. } => {
-                    are_rows_of(rows, *more, start, end, *reverse)
+                    are_rows_of(rows, *rest != Rest::Nothing, start, end, *reverse)
                 }
                 _ => false,
             },
             Answer::Done => matches!(self, Self::TransferLeadership { .. } | Self::ChangeMembers { .. }),
+        }
+    }
+
+    /// The view that a scan goes on in, which the node that holds it reads, whoever leads.
+    pub fn view(&self) -> Option<ViewId> {
+        match self {
+            Self::Read { query: Query::Scan { view, .. }, .. } => *view,
+            _ => None,
         }
     }
 
@@ -195,7 +213,16 @@ pub enum Query {
         bytes_max: u32,
         /// From the end of the range towards its start.
         reverse: bool,
+        /// The state that its earlier pages were read from; `None` = this is the first page of this shard.
+        view: Option<ViewId>,
     },
+}
+
+impl Query {
+    /// Whether a scan wants more after a page of so many rows that its end isn't reached with.
+    pub(crate) fn goes_on_after(&self, rows: usize) -> bool {
+        matches!(self, Self::Scan { limit, .. } if *limit == 0 || rows < *limit as usize)
+    }
 }
 
 /// A value and the version of its key.
@@ -214,6 +241,19 @@ pub struct Row {
     pub key: Bytes,
     /// Its value and version.
     pub value: Versioned,
+}
+
+/// What follows after a page of a scan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Nothing: these were the last rows of the range in this shard.
+    Nothing,
+    /// More rows may follow: the limit of rows ended the page, or the state machine has no views.
+    More,
+    /// More rows follow in this state. Only within the node that has read it, which holds it and says `Held`.
+    In(StateView),
+    /// More rows follow in this view, which is held for a while. A scan that names it goes on in the same state.
+    Held(ViewId),
 }
 
 /// What came of a request.
@@ -236,8 +276,8 @@ pub enum Answer {
     Rows {
         /// In the order asked for.
         rows: Vec<Row>,
-        /// A limit ended the scan before the range's end: more may follow.
-        more: bool,
+        /// What follows.
+        rest: Rest,
     },
     /// Something without a result of its own was done.
     Done,
@@ -297,6 +337,8 @@ pub enum Refusal {
         /// How old it is at most; `None` = nothing is known.
         age: Option<Duration>,
     },
+    /// The view that the scan goes on in isn't held any more, or its node is gone.
+    ViewGone,
     /// The change isn't one that the shard's members can make now.
     BadChange {
         /// What is wrong with it.
@@ -322,6 +364,8 @@ pub enum BusyReason {
     MemberChange = 5,
     /// Memory for what isn't in the store's tables yet is used up: they are written as fast as the disk takes them.
     WriteBuffer = 6,
+    /// Too many scans that take more than a page are under way.
+    Views = 7,
 }
 
 /// Why an outcome isn't known.
@@ -346,14 +390,15 @@ mod tests {
 
     fn scan(reverse: bool) -> Request {
         let (start, end) = (Bytes::from_static(b"b"), Bytes::from_static(b"f"));
-        let query = Query::Scan { start, end, limit: 0, bytes_max: 0, reverse };
+        let query = Query::Scan { start, end, limit: 0, bytes_max: 0, reverse, view: None };
         Request::Read { shard: ShardId(1), range_epoch: 1, query, consistency: Consistency::ANY_AGE }
     }
 
     fn rows(keys: &[&'static str], more: bool) -> Answer {
         let value = || Versioned { version: 1, value: Bytes::new() };
         let row = |key: &&'static str| Row { key: Bytes::from_static(key.as_bytes()), value: value() };
-        Answer::Rows { rows: keys.iter().map(row).collect(), more }
+        let rest = if more { Rest::More } else { Rest::Nothing };
+        Answer::Rows { rows: keys.iter().map(row).collect(), rest }
     }
 
     #[test]

@@ -37,7 +37,8 @@ pub trait StateMachine: Send {
     }
 
     /// The state as it is now, for readers on any thread: taken quickly, and unchanged by later commands.
-    /// `None` = not possible; then every read goes through the core.
+    /// `None` = not possible; then every read goes through the core, and each page of a scan (1 MiB of rows) is a
+    /// snapshot of its own.
     fn view(&self) -> Option<Arc<dyn View>> {
         None
     }

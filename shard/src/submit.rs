@@ -4,6 +4,7 @@ use crate::command::{COMMAND_VERSION, split_head};
 use crate::descriptor::Descriptor;
 use crate::ids::{NodeId, ShardId};
 use crate::multi_raft::MultiRaft;
+use crate::readable::StateView;
 use crate::reads::PendingRead;
 use crate::replica::{ADMIN_VERSION, Held, Replica, Stage};
 use crate::request::{Answer, BusyReason, Consistency, Query, Refusal, Request, RequestId};
@@ -119,7 +120,9 @@ impl MultiRaft {
                     self.stats.reads += 1;
                     return Err(answer);
                 }
-                Served::Later(job) => self.jobs.read(read.id, job, &mut self.outbox),
+                Served::Later(job, state) => {
+                    self.jobs.read((read.id, read.query), (job, state), &mut self.outbox);
+                }
             }
             return Ok(());
         }
@@ -258,8 +261,11 @@ impl Replica {
         }
         let range = &self.descriptor.range;
         match self.machine.read_job(query, range) {
-            Some(job) => Served::Later(job),
-            None => Served::Now(self.machine.read(query, range).into_answer()),
+            Some(job) => {
+                let goes_on = query.goes_on_after(0);
+                Served::Later(job, if goes_on { self.view() } else { None })
+            }
+            None => Served::Now(self.machine.read(query, range).into_answer(query, || self.view())),
         }
     }
 }
@@ -268,6 +274,6 @@ impl Replica {
 pub(crate) enum Served {
     /// From memory.
     Now(Answer),
-    /// In the background.
-    Later(Job),
+    /// In the background; what is read, if it is a scan and that can go on being read.
+    Later(Job, Option<StateView>),
 }

@@ -240,7 +240,7 @@ impl MultiRaft {
                     stats.reads += u64::from(may_serve);
                     callers.answer(read.id, answer, &mut out.answers);
                 }
-                Served::Later(job) => jobs.read(read.id, job, outbox),
+                Served::Later(job, state) => jobs.read((read.id, read.query), (job, state), outbox),
             }
         }
     }

@@ -7,8 +7,8 @@ use floe_raft::{Body, Entry, EntryKind, FollowerStamp, LeaderStamp, Mark, Member
 use floe_shard::descriptor::{Descriptor, KeyRange, ReplicaPlace, ReplicaRole};
 use floe_shard::peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, GroupQuiet, PeerBatch, PeerMessage};
 use floe_shard::request::{
-    Answer, BusyReason, Consistency, MEMBER_CHANGES_MAX, MemberChange, Query, Refusal, Request, Row, Seat,
-    UnknownReason, Versioned,
+    Answer, BusyReason, Consistency, MEMBER_CHANGES_MAX, MemberChange, Query, Refusal, Request, Rest, Row,
+    Seat, UnknownReason, Versioned, ViewId,
 };
 use floe_shard::{Epoch, NodeId, ShardId};
 use rkyv::rend::u64_le;
@@ -277,7 +277,7 @@ impl<'a> Columns<'a> {
                 query: Query::Get { key: self.payload()? },
                 consistency: consistency_of(consistency),
             },
-            Row::Scan { shard, range_epoch, consistency, limit, bytes_max, reverse } => Request::Read {
+            Row::Scan { shard, range_epoch, consistency, limit, bytes_max, reverse, view } => Request::Read {
                 shard: ShardId(shard.to_native()),
                 range_epoch: range_epoch.to_native(),
                 query: Query::Scan {
@@ -286,6 +286,7 @@ impl<'a> Columns<'a> {
                     limit: limit.to_native(),
                     bytes_max: bytes_max.to_native(),
                     reverse: *reverse,
+                    view: view_of(view),
                 },
                 consistency: consistency_of(consistency),
             },
@@ -326,8 +327,13 @@ impl<'a> Columns<'a> {
                 let (version, value) = (version.to_native(), self.payload()?);
                 return Ok(Answer::Value(Some(Versioned { version, value })));
             }
-            Row::Rows { rows, more } => {
-                return Ok(Answer::Rows { rows: self.rows(rows.to_native())?, more: *more });
+            Row::Rows { rows, more, view } => {
+                let rest = match view_of(view) {
+                    Some(view) => Rest::Held(view),
+                    None if *more => Rest::More,
+                    None => Rest::Nothing,
+                };
+                return Ok(Answer::Rows { rows: self.rows(rows.to_native())?, rest });
             }
             Row::Done => return Ok(Answer::Done),
             Row::Unknown { reason } => return Ok(Answer::Unknown(unknown_reason(*reason)?)),
@@ -347,6 +353,7 @@ impl<'a> Columns<'a> {
             Row::DeadlinePassed => Refusal::DeadlinePassed,
             Row::Unavailable => Refusal::Unavailable { reason: self.text()? },
             Row::TooStale { age_ns } => Refusal::TooStale { age: age_of(age_ns.to_native()) },
+            Row::ViewGone => Refusal::ViewGone,
             Row::BadChange => Refusal::BadChange { reason: self.text()? },
             Row::NotAMember { node } => Refusal::NotAMember { node: NodeId(node.to_native()) },
         };
@@ -388,6 +395,11 @@ impl<'a> Columns<'a> {
             Some(rule) => Err(CodecError::Inconsistent(rule)),
         }
     }
+}
+
+fn view_of(view: &ArchivedWireView) -> Option<ViewId> {
+    let (node, number) = (NodeId(view.node.to_native()), view.number.to_native());
+    (number > 0).then_some(ViewId { node, number })
 }
 
 fn unknown(what: &'static str, number: u8) -> CodecError {
@@ -443,6 +455,7 @@ fn busy_reason(number: u8) -> Result<BusyReason> {
         4 => Ok(BusyReason::Transport),
         5 => Ok(BusyReason::MemberChange),
         6 => Ok(BusyReason::WriteBuffer),
+        7 => Ok(BusyReason::Views),
         _ => Err(unknown("busy reason", number)),
     }
 }

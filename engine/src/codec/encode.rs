@@ -8,7 +8,7 @@ use floe_raft::{Body, Entry, FollowerStamp, LeaderStamp, Mark, Membership, Messa
 use floe_shard::ShardId;
 use floe_shard::descriptor::Descriptor;
 use floe_shard::peer::{Beat, BeatReply, GroupQuiet, PeerBatch, PeerMessage};
-use floe_shard::request::{Answer, Consistency, Query, Refusal, Request};
+use floe_shard::request::{Answer, Consistency, Query, Refusal, Request, Rest, ViewId};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -305,7 +305,7 @@ impl<'a> Gather<'a> {
                         self.shared(key);
                         WireRequest::Get { shard, range_epoch, consistency }
                     }
-                    Query::Scan { start, end, limit, bytes_max, reverse } => {
+                    Query::Scan { start, end, limit, bytes_max, reverse, view } => {
                         self.shared(start);
                         self.shared(end);
                         WireRequest::Scan {
@@ -315,6 +315,7 @@ impl<'a> Gather<'a> {
                             limit: *limit,
                             bytes_max: *bytes_max,
                             reverse: *reverse,
+                            view: wire_view(*view),
                         }
                     }
                 }
@@ -339,13 +340,18 @@ impl<'a> Gather<'a> {
                 self.shared(&value.value);
                 WireAnswer::Value { version: value.version }
             }
-            Answer::Rows { rows, more } => {
+            Answer::Rows { rows, rest } => {
                 for row in rows {
                     self.shared(&row.key);
                     self.shared(&row.value.value);
                     self.meta.row_versions.push(row.value.version);
                 }
-                WireAnswer::Rows { rows: narrow(rows.len()), more: *more }
+                let view = match rest {
+                    Rest::Held(view) => Some(*view),
+                    Rest::Nothing | Rest::More | Rest::In(_) => None,
+                };
+                let more = *rest != Rest::Nothing;
+                WireAnswer::Rows { rows: narrow(rows.len()), more, view: wire_view(view) }
             }
             Answer::Done => WireAnswer::Done,
             Answer::Refused(refusal) => self.refusal(refusal),
@@ -378,6 +384,7 @@ impl<'a> Gather<'a> {
             Refusal::TooStale { age } => {
                 WireAnswer::TooStale { age_ns: age.map_or(u64::MAX, narrow_duration) }
             }
+            Refusal::ViewGone => WireAnswer::ViewGone,
             Refusal::BadChange { reason } => {
                 self.text(reason);
                 WireAnswer::BadChange
@@ -484,6 +491,11 @@ fn route(shard: ShardId, from: ReplicaId, to: ReplicaId) -> WireRoute {
 
 fn wire_mark(mark: Mark) -> WireMark {
     WireMark { term: mark.term, index: mark.index }
+}
+
+fn wire_view(view: Option<ViewId>) -> WireView {
+    let (node, number) = view.map_or((0, 0), |view| (view.node.0, view.number));
+    WireView { node, number }
 }
 
 fn wire_consistency(consistency: Consistency) -> WireConsistency {

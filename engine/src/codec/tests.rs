@@ -5,8 +5,8 @@ use floe_raft::{Body, Entry, EntryKind, FollowerStamp, LeaderStamp, Mark, Member
 use floe_shard::descriptor::{Descriptor, KeyRange, ReplicaPlace, ReplicaRole};
 use floe_shard::peer::{Beat, BeatReply, GroupBeat, GroupBeatReply, GroupQuiet, PeerBatch, PeerMessage};
 use floe_shard::request::{
-    Answer, BusyReason, Consistency, MemberChange, Query, Refusal, Request, Row, Seat, UnknownReason,
-    Versioned,
+    Answer, BusyReason, Consistency, MemberChange, Query, Refusal, Request, Rest, Row, Seat, UnknownReason,
+    Versioned, ViewId,
 };
 use floe_shard::{Epoch, NodeId, ShardId};
 use rkyv::util::AlignedVec;
@@ -144,6 +144,7 @@ impl Prng {
                     limit: self.next() as u32,
                     bytes_max: self.next() as u32,
                     reverse: self.flag(),
+                    view: self.flag().then(|| self.view()),
                 },
                 consistency,
             },
@@ -158,6 +159,10 @@ impl Prng {
             }
             _ => Request::TransferLeadership { shard, to: self.node() },
         }
+    }
+
+    fn view(&mut self) -> ViewId {
+        ViewId { node: self.node(), number: self.number().max(1) }
     }
 
     fn descriptor(&mut self) -> Box<Descriptor> {
@@ -185,7 +190,7 @@ impl Prng {
     }
 
     fn answer(&mut self) -> Answer {
-        let refusal = match self.below(21) {
+        let refusal = match self.below(22) {
             0 => return Answer::Written { version: self.number() },
             1 => return Answer::ConditionFailed { condition: self.next() as u32 },
             2 => return Answer::Value(None),
@@ -193,7 +198,12 @@ impl Prng {
             4 => {
                 let row = |p: &mut Self| Row { key: p.bytes(), value: p.versioned() };
                 let rows = (0..self.below(9)).map(|_| row(self)).collect();
-                return Answer::Rows { rows, more: self.flag() };
+                let rest = match self.below(3) {
+                    0 => Rest::Nothing,
+                    1 => Rest::More,
+                    _ => Rest::Held(self.view()),
+                };
+                return Answer::Rows { rows, rest };
             }
             5 => return Answer::Done,
             6 => {
@@ -212,8 +222,9 @@ impl Prng {
                     B::Transport,
                     B::MemberChange,
                     B::WriteBuffer,
+                    B::Views,
                 ];
-                Refusal::Busy(all[self.below(7) as usize])
+                Refusal::Busy(all[self.below(8) as usize])
             }
             8 => Refusal::NotLeader { leader: None },
             9 => Refusal::NotLeader { leader: Some(self.node()) },
@@ -224,6 +235,7 @@ impl Prng {
             14 => Refusal::Overwritten,
             15 => Refusal::DeadlinePassed,
             16 => Refusal::Unavailable { reason: self.text() },
+            20 => Refusal::ViewGone,
             17 => Refusal::BadChange { reason: self.text() },
             18 => Refusal::TooStale { age: None },
             19 => Refusal::TooStale { age: Some(Duration::from_nanos(self.number().min(u64::MAX - 1))) },

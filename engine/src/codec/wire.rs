@@ -186,6 +186,13 @@ pub(super) enum WireConsistency {
     },
 }
 
+/// A view that a node holds; all 0 = none.
+#[derive(Archive, Serialize)]
+pub(super) struct WireView {
+    pub(super) node: u64,
+    pub(super) number: u64,
+}
+
 #[derive(Archive, Serialize)]
 pub(super) enum WireRequest {
     Write {
@@ -203,6 +210,7 @@ pub(super) enum WireRequest {
         limit: u32,
         bytes_max: u32,
         reverse: bool,
+        view: WireView,
     },
     TransferLeadership {
         shard: u64,
@@ -232,6 +240,7 @@ pub(super) enum WireAnswer {
     Rows {
         rows: u32,
         more: bool,
+        view: WireView,
     },
     Done,
     Busy {
@@ -264,6 +273,7 @@ pub(super) enum WireAnswer {
     TooStale {
         age_ns: u64,
     },
+    ViewGone,
 }
 
 /// Takes two payloads (start and end of the range) and `places` replicas.
@@ -299,7 +309,8 @@ pin! {
     ArchivedWireMessage = 120, 8;
     ArchivedWireBody = 64, 8;
     ArchivedWireConsistency = 16, 8;
-    ArchivedWireRequest = 56, 8;
+    ArchivedWireRequest = 72, 8;
+    ArchivedWireView = 16, 8;
     ArchivedWireAnswer = 48, 8;
     ArchivedWireDescriptor = 40, 8;
 }

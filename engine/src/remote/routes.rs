@@ -150,7 +150,8 @@ impl Table {
     pub(super) fn route(&mut self, id: u64) {
         let Some(pending) = self.requests.get(&id) else { return };
         let (shard, avoid) = (pending.request.shard(), pending.avoid);
-        let target = self.choose(shard, avoid);
+        let best = pending.request.view().map(|view| view.node).or_else(|| self.leaders.get(&shard).copied());
+        let target = self.choose(best, avoid);
         let pending = self.requests.get_mut(&id).expect("looked up right above");
         pending.place = Place::Parked;
         self.has_parked |= target.is_none();
@@ -164,14 +165,13 @@ impl Table {
         }
     }
 
-    /// The leader's connection, else any that works.
-    fn choose(&mut self, shard: ShardId, avoid: Option<usize>) -> Option<usize> {
-        let leader = self.leaders.get(&shard).copied();
+    /// The connection of the `best` node, the leader or who holds the view, else any that works.
+    fn choose(&mut self, best: Option<NodeId>, avoid: Option<usize>) -> Option<usize> {
         let (links, now) = (&self.links, self.now);
         let works = |at: &usize| links[*at].wire.is_some() && !links[*at].is_silent(now, SILENT_AFTER_NS);
         let all = || (0..links.len()).filter(works).filter(|at| avoid != Some(*at));
-        let leads = |at: &usize| leader.is_some() && links[*at].node == leader;
-        if let Some(at) = all().find(leads) {
+        let is_best = |at: &usize| best.is_some() && links[*at].node == best;
+        if let Some(at) = all().find(is_best) {
             return Some(at);
         }
         self.turn = self.turn.wrapping_add(1);

@@ -59,7 +59,7 @@ fn put(store: &mut LsmStore, index: u64, key: &str, value: &str) {
 
 fn scan(start: &str, end: &str, limit: u32, reverse: bool) -> Query {
     let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
-    Query::Scan { start: bytes(start), end: bytes(end), limit, bytes_max: 1 << 20, reverse }
+    Query::Scan { start: bytes(start), end: bytes(end), limit, bytes_max: 1 << 20, reverse, view: None }
 }
 
 fn read(store: &LsmStore, query: &Query) -> QueryResult {

@@ -77,7 +77,7 @@ impl View for LsmView {
     }
 
     fn read(&self, query: &Query, range: &KeyRange) -> Result<QueryResult, String> {
-        let Query::Scan { start, end, limit, bytes_max, reverse } = query else {
+        let Query::Scan { start, end, limit, bytes_max, reverse, .. } = query else {
             let Query::Get { key } = query else { unreachable!("a query is a get or a scan") };
             let value = if range.contains(key) { self.get(key)? } else { None };
             return Ok(QueryResult::Value(value));

@@ -53,11 +53,17 @@ fn puts_gets_and_scans_round_trip() {
     let expected = Versioned { version, value: Bytes::from_static(b"1") };
     assert_eq!(cluster.get(leader, S1, b"a"), Answer::Value(Some(expected)));
     assert_eq!(cluster.get(leader, S1, b"c"), Answer::Value(None));
-    let query =
-        Query::Scan { start: Bytes::new(), end: Bytes::new(), limit: 1, bytes_max: 1000, reverse: true };
+    let query = Query::Scan {
+        start: Bytes::new(),
+        end: Bytes::new(),
+        limit: 1,
+        bytes_max: 1000,
+        reverse: true,
+        view: None,
+    };
     let scan = Request::Read { shard: S1, range_epoch: 1, query, consistency: Consistency::Linearizable };
-    let Answer::Rows { rows, more } = cluster.ask(leader, scan) else { panic!() };
-    assert!(more && rows.len() == 1 && rows[0].key == "b");
+    let Answer::Rows { rows, rest } = cluster.ask(leader, scan) else { panic!() };
+    assert!(rest == Rest::More && rows.len() == 1 && rows[0].key == "b", "its limit is reached: {rest:?}");
     cluster.run(100);
     cluster.assert_equal_states(S1);
     for node in others(leader) {

@@ -14,8 +14,8 @@ use crate::sim::plan::Load;
 use bytes::Bytes;
 use floe_raft::Nanos;
 use floe_shard::{
-    Answer, Consistency, Descriptor, MemberChange, NodeId, Query, Refusal, Request, ShardId, ShardMap,
-    Versioned, WriteBatch,
+    Answer, Consistency, Descriptor, MemberChange, NodeId, Query, Refusal, Request, Rest, ShardId, ShardMap,
+    Versioned, ViewId, WriteBatch,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,9 +34,19 @@ const SLACK_NS: Nanos = 500 * MS;
 enum Doing {
     Write { intent: Intent, expected: Option<Option<u64>>, command: u64 },
     Get { key: u32, consistency: Consistency },
-    Scan { from: u32, to: u32 },
+    Scan(Page),
     Transfer,
     Members,
+}
+
+/// A page of a scan: what is left of its keys.
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    from: u32,
+    to: u32,
+    limit: u32,
+    /// The view that earlier pages were read from, and between when and when it was taken.
+    earlier: Option<(ViewId, Nanos, Nanos)>,
 }
 
 #[derive(Clone, Debug)]
@@ -52,6 +62,8 @@ struct Client {
     pending: Option<Pending>,
     /// What it last saw of each key; `None` = that it doesn't exist.
     seen: BTreeMap<u32, Option<Stored>>,
+    /// The scan that it goes on with.
+    scan: Option<(ShardId, Page)>,
 }
 
 /// What a client sends.
@@ -82,6 +94,8 @@ pub struct Counts {
     pub busy: u64,
     /// Without an outcome.
     pub unknown: u64,
+    /// Pages of scans after which another is asked for.
+    pub pages: u64,
     /// Changes of members that were carried out.
     pub changed_members: u64,
 }
@@ -159,6 +173,9 @@ impl Clients {
 
     /// The next operation of a client that waits for nothing.
     pub fn begin(&mut self, now: Nanos, client: ClientId) -> Call {
+        if let Some((shard, page)) = self.clients.entry(client).or_default().scan.take() {
+            return self.page(now, client, shard, page);
+        }
         let key = self.random.below(self.keys.len() as u64) as u32;
         match self.random.below(100) {
             0..24 => self.get(now, client, key),
@@ -228,17 +245,25 @@ impl Clients {
         while to < self.keys() && to < key + 5 && self.shard_of(to) == shard {
             to += 1;
         }
+        let limit = self.random.between(1, 6) as u32;
+        self.page(now, client, shard, Page { from: key, to, limit, earlier: None })
+    }
+
+    /// With an odd limit, each row is a page.
+    fn page(&mut self, now: Nanos, client: ClientId, shard: ShardId, page: Page) -> Call {
+        let Page { from, to, limit, earlier } = page;
         let end = if self.keys.get(to as usize).is_some_and(|(_, of)| *of == shard) {
             self.keys[to as usize].0.clone()
         } else {
             Bytes::new()
         };
-        let limit = self.random.between(1, 6) as u32;
-        let start = self.keys[key as usize].0.clone();
-        let query = Query::Scan { start, end, limit, bytes_max: 1 << 20, reverse: false };
+        let start = self.keys[from as usize].0.clone();
+        let bytes_max = if limit % 2 == 1 { 1 } else { 1 << 20 };
+        let view = earlier.map(|(view, ..)| view);
+        let query = Query::Scan { start, end, limit, bytes_max, reverse: false, view };
         let consistency = Consistency::Linearizable;
         let request = Request::Read { shard, range_epoch: RANGE_EPOCH, query, consistency };
-        self.call(now, client, shard, Doing::Scan { from: key, to }, request)
+        self.call(now, client, shard, Doing::Scan(page), request)
     }
 
     fn conditional(&mut self, now: Nanos, client: ClientId, key: u32) -> Call {
@@ -327,10 +352,10 @@ impl Clients {
                     return Err(odd(&pending, &answer));
                 }
             }
-            Doing::Scan { from, to } => match answer {
-                Some(Answer::Rows { rows, more }) => {
+            Doing::Scan(page) => match answer {
+                Some(Answer::Rows { rows, rest }) => {
                     let rows = rows.into_iter().map(|row| (row.key, row.value)).collect();
-                    self.end_scan(now, client, &pending, (*from, *to), rows, more, history)?;
+                    self.end_page(now, client, pending.clone(), *page, rows, rest, history)?;
                 }
                 answer if done => return Err(odd(&pending, &answer)),
                 _ => {}
@@ -462,28 +487,54 @@ impl Clients {
         Ok((number, version))
     }
 
+    /// All pages of a scan are as of some moment of its first one.
     #[allow(clippy::too_many_arguments)]
-    fn end_scan(
+    fn end_page(
         &mut self,
         now: Nanos,
         client: ClientId,
-        pending: &Pending,
-        (from, to): (u32, u32),
+        mut pending: Pending,
+        page: Page,
         rows: BTreeMap<Bytes, Versioned>,
-        more: bool,
+        rest: Rest,
         history: &RaftSafety,
     ) -> Result<(), Violation> {
         self.counts.read += 1;
+        let Page { from, to, limit, earlier } = page;
         let names: Vec<Bytes> =
             self.keys[from as usize..to as usize].iter().map(|(name, _)| name.clone()).collect();
         if let Some(stray) = rows.keys().find(|name| !names.contains(name)) {
             return Err(Violation::new("read", format!("a scan of {from}..{to} found {stray:?}")));
         }
+        let taken_by = earlier.map_or(now, |(_, called, answered)| {
+            pending.called = called;
+            answered
+        });
         let last = rows.keys().next_back().cloned();
-        for (key, name) in (from..to).zip(names) {
-            // Beyond the last row of a scan that a limit ended, nothing is known.
-            if !more || last.as_ref().is_some_and(|last| name <= *last) {
-                self.saw(now, client, pending, key, rows.get(&name), Consistency::Linearizable, history)?;
+        for (key, name) in (from..to).zip(&names) {
+            // Beyond the last row of a page after which something follows, nothing is known.
+            if rest == Rest::Nothing || last.as_ref().is_some_and(|last| name <= last) {
+                self.saw(
+                    taken_by,
+                    client,
+                    &pending,
+                    key,
+                    rows.get(name),
+                    Consistency::Linearizable,
+                    history,
+                )?;
+            }
+        }
+        if let Rest::Held(view) = rest {
+            let at = names.iter().position(|name| Some(name) == last.as_ref());
+            let at = at.ok_or_else(|| Violation::new("read", "a page without rows has a rest"))?;
+            let earlier = Some((view, pending.called, taken_by));
+            let (from, limit) = (from + at as u32 + 1, limit - rows.len() as u32);
+            // The shard's end is no key.
+            if from < to {
+                self.counts.pages += 1;
+                let page = Page { from, to, limit: limit | 1, earlier };
+                self.clients.entry(client).or_default().scan = Some((pending.shard, page));
             }
         }
         Ok(())

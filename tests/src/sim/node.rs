@@ -136,7 +136,7 @@ impl Process {
         let tuned = &mut shard.raft.election_timeout_min_ns;
         let other = if plan.retunes { (*tuned * 2 / 3).max(least) } else { *tuned };
         *tuned = *node.random.pick(&[*tuned, other]);
-        let cells = ReadCells::new(shards);
+        let cells = ReadCells::new(node.id, node.incarnation, shards);
         let start = |core| {
             let config = WorkerConfig {
                 me: CoreAddr { node: node.id, core },

@@ -15,6 +15,7 @@ mod power_cuts;
 mod process_faults;
 mod processes;
 mod remote;
+mod scans;
 mod scenarios;
 mod sim_command;
 mod swarm;

@@ -2,7 +2,7 @@
 //! writes on every shard, all operations answered, equal replicas, a linearizable history.
 
 use floe_raft::Nanos;
-use floe_shard::{Answer, PeerMessage};
+use floe_shard::{Answer, PeerMessage, Rest};
 use floe_tests::checker::Violation;
 use floe_tests::sim::clock::{MS, SEC};
 use floe_tests::sim::cluster::{Cluster, PROBES};
@@ -279,7 +279,7 @@ fn an_answer_of_the_wrong_kind_is_no_outcome() {
                 (PROBES + 1, Answer::Done),
                 (PROBES + 2, Answer::Value(None)),
                 (PROBES + 3, Answer::Written { version: 1 }),
-                (PROBES + 4, Answer::Rows { rows: Vec::new(), more: true }),
+                (PROBES + 4, Answer::Rows { rows: Vec::new(), rest: Rest::More }),
             ] {
                 let (now, before) = (cluster.now(), cluster.clients.counts);
                 let reads = client > PROBES + 2;

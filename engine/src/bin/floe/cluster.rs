@@ -2,7 +2,7 @@
 
 use crate::rows::escape;
 use clap::Args;
-use floe::{Client, KEY_BYTES_MAX, ScanOptions, VALUE_BYTES_MAX};
+use floe::{Client, KEY_BYTES_MAX, ReadError, ScanOptions, VALUE_BYTES_MAX};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStringExt;
@@ -112,7 +112,7 @@ pub fn delete(args: DeleteArgs) -> Result<(), String> {
 /// Prints keys and values in order of the keys: one row per line, a tab between.
 ///
 /// Tabs, line ends, backslashes and bytes that are no text are printed as \t, \n, \r, \\ and \xNN. The rows of one
-/// shard are one consistent snapshot per page; shards are not one snapshot together.
+/// shard are one consistent snapshot; shards are not one snapshot together.
 #[derive(Args)]
 #[command(after_help = "Example:\n  floe scan --endpoints 127.0.0.1:7401 --prefix user/ --limit 10")]
 pub struct ScanArgs {
@@ -142,14 +142,26 @@ pub fn scan(args: ScanArgs) -> Result<(), String> {
         None => ScanOptions::range(bytes(args.start), bytes(args.end)),
     };
     let options = ScanOptions { limit: args.limit, reverse: args.reverse, ..options };
-    let rows = args.cluster.client()?.scan_blocking(options).map_err(|error| error.to_string())?;
-    let mut out = Vec::new();
-    for row in &rows {
-        // Writing to a Vec can't fail.
-        let _ = writeln!(out, "{}\t{}", escape(&row.key), escape(&row.value.value));
+    let mut pages = args.cluster.client()?.pages(options);
+    let mut printed = 0;
+    while let Some(page) = pages.next_blocking() {
+        let rows = match page {
+            // Whoever reads the output may take his time.
+            Err(error @ ReadError::SnapshotGone) => {
+                eprintln!("{error}");
+                continue;
+            }
+            page => page.map_err(|error| error.to_string())?,
+        };
+        let mut out = Vec::new();
+        for row in &rows {
+            // Writing to a Vec can't fail.
+            let _ = writeln!(out, "{}\t{}", escape(&row.key), escape(&row.value.value));
+        }
+        crate::print_bytes(&out)?;
+        printed += rows.len();
     }
-    crate::print_bytes(&out)?;
-    if args.limit > 0 && rows.len() == args.limit {
+    if args.limit > 0 && printed == args.limit {
         eprintln!("the first {} rows; --limit 0 prints all", args.limit);
     }
     Ok(())

@@ -3,7 +3,7 @@
 use crate::cluster::Cluster;
 use crate::rows::{Format, escape, line};
 use clap::Args;
-use floe::{Client, ReadError, Row, ScanOptions};
+use floe::{Pages, ReadError, Row, ScanOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ffi::OsString;
 use std::fs::File;
@@ -12,14 +12,13 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Rows of one question.
-const PAGE_ROWS: usize = 1000;
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// Exports rows in order of their keys, one per line.
 ///
-/// Each page within a shard is one consistent snapshot; the export as a whole is none: rows that change meanwhile are
-/// exported as they are when they are read. If it is cut, it says with which key to go on.
+/// Each shard is one consistent snapshot, unless reading it takes more than 30 s or the node that holds the snapshot goes:
+/// then the rest is of a newer one, and a line says so. Shards are not one snapshot together. If it is cut, it says with
+/// which key to go on.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  floe export --endpoints 127.0.0.1:7401 --output backup.ndjson\n  floe export --endpoints 127.0.0.1:7401 --values > places.tsv   # what whole lines were imported from"
@@ -61,10 +60,9 @@ pub fn run(args: ExportArgs) -> Result<(), String> {
     bar.set_style(
         ProgressStyle::with_template("{spinner} {pos} rows {per_sec}").expect("a constant that was tried"),
     );
-    loop {
-        let options = ScanOptions::range(start.clone(), end.clone()).limit(PAGE_ROWS);
-        let rows = page(&client, &options, Duration::from_secs(args.patience))
-            .map_err(|error| format!("{error}\n  go on with --start '{}'", escape(&start)))?;
+    let mut pages = client.pages(ScanOptions::range(start.clone(), end));
+    while let Some(rows) = page(&mut pages, Duration::from_secs(args.patience)) {
+        let rows = rows.map_err(|error| format!("{error}\n  go on with --start '{}'", escape(&start)))?;
         for Row { key, value } in &rows {
             if args.values {
                 out.write_all(&value.value).and_then(|()| out.write_all(b"\n")).map_err(fail)?;
@@ -73,8 +71,9 @@ pub fn run(args: ExportArgs) -> Result<(), String> {
             }
         }
         bar.inc(rows.len() as u64);
-        let Some(last) = rows.last().filter(|_| rows.len() == PAGE_ROWS) else { break };
-        start = [&last.key[..], b"\0"].concat();
+        if let Some(last) = rows.last() {
+            start = [&last.key[..], b"\0"].concat();
+        }
     }
     out.flush().map_err(fail)?;
     bar.finish_and_clear();
@@ -83,15 +82,16 @@ pub fn run(args: ExportArgs) -> Result<(), String> {
 }
 
 /// Reads are tried again: they change nothing.
-fn page(client: &Client, options: &ScanOptions, patience: Duration) -> Result<Vec<Row>, ReadError> {
+fn page(pages: &mut Pages, patience: Duration) -> Option<Result<Vec<Row>, ReadError>> {
     let since = Instant::now();
     loop {
-        match client.scan_blocking(options.clone()) {
+        match pages.next_blocking()? {
+            Err(error @ ReadError::SnapshotGone) => eprintln!("{error}"),
             Err(error) if since.elapsed() < patience && !matches!(error, ReadError::Invalid(_)) => {
                 tracing::debug!(%error, "reading a page again");
                 std::thread::sleep(RETRY_AFTER);
             }
-            outcome => return outcome,
+            outcome => return Some(outcome),
         }
     }
 }
