@@ -268,6 +268,11 @@ impl Plan {
         }
     }
 
+    /// Whether the run must meet a number of faults; not if some of them were taken away.
+    pub fn demands_faults(&self) -> bool {
+        !self.faults.is_empty() && self.faults_only.is_none()
+    }
+
     /// The upper bound of the randomized election timeout, which figures are stated in.
     pub fn election_timeout_ns(&self) -> Nanos {
         self.shard.raft.election_timeout_max_ns

@@ -87,8 +87,7 @@ fn drive(cluster: &mut Cluster, recovery_ns: &mut Nanos) -> Result<(), Violation
     cluster.start_clients();
     cluster.start_faults();
     let operations = cluster.plan.load.operations;
-    let has_faults = !cluster.plan.faults.is_empty() && cluster.plan.faults_only.is_none();
-    let faults = if has_faults { FAULTS_MIN } else { 0 };
+    let faults = if cluster.plan.demands_faults() { FAULTS_MIN } else { 0 };
     let is_done = cluster.run_until(LOAD_NS_MAX, |cluster| {
         cluster.clients.counts.begun >= operations && cluster.faults_total >= faults
     })?;
