@@ -17,8 +17,8 @@ use super::frame::{FRAME_HEAD, FrameFault, FrameHeader, parse_frame, parse_frame
 use super::record::{Item, RecordFault};
 use super::recovered::{Recovered, RecoveredSegments, RecoveryError};
 use super::replay::{Contradiction, Replay};
-use super::scan::{Cursor, Found, Run, read_header, runs};
-use super::segment::{FRAMES_AT, segment_files};
+use super::scan::{Cursor, Found, HeaderCopies, Run, read_header, runs};
+use super::segment::{FRAMES_AT, SegmentHeader, segment_files};
 use super::{FrameSeq, StreamEnd, salt};
 use crate::disk::{
     BLOCK, DirEntry, DiskCall, DiskCalls, DiskDone, DiskError, DiskErrorKind, DiskPath, DiskResult, OpId,
@@ -196,7 +196,13 @@ impl Recovery {
         self.phase = if files.is_empty() { Phase::Scanning } else { Phase::Headers(files.len()) };
         self.found = files
             .into_iter()
-            .map(|file| Found { file, header: None, copies: [false; 2], holds_frames: false })
+            .map(|file| Found {
+                file,
+                header: None,
+                copies: [false; 2],
+                holds_frames: false,
+                recycled: false,
+            })
             .collect();
     }
 
@@ -204,7 +210,7 @@ impl Recovery {
         let salt = self.salt(at);
         let found = &mut self.found[at];
         let unknown = |what| RecoveryError::UnknownFormat { file: found.file.path.clone(), offset: 0, what };
-        let (header, copies) = read_header(&found.file, bytes).map_err(unknown)?;
+        let HeaderCopies { header, sound, other } = read_header(&found.file, bytes).map_err(unknown)?;
         if let Some(header) = &header
             && (header.store_uuid, header.stream) != (self.store_uuid, self.stream)
         {
@@ -214,7 +220,14 @@ impl Recovery {
                 expected: (self.store_uuid, self.stream),
             });
         }
-        (found.header, found.copies) = (header, copies);
+        let me = (self.store_uuid, self.stream);
+        let is_next_life = |next: SegmentHeader| {
+            (next.store_uuid, next.stream) == me
+                && next.segment > found.file.id
+                && next.oldest > found.file.id
+        };
+        found.recycled = header.is_none() && other.is_some_and(is_next_life);
+        (found.header, found.copies) = (header, sound);
         let first = bytes.get(FRAMES_AT as usize..).unwrap_or_default();
         found.holds_frames = parse_frame_header(salt, FRAMES_AT, first).is_some();
         Ok(())

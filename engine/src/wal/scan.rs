@@ -18,6 +18,9 @@ pub(super) struct Found {
     pub copies: [bool; 2],
     /// Whether a sound frame header follows them.
     pub holds_frames: bool,
+    /// A copy is sound, and of a later segment, written when nothing in this one was needed any more: it was
+    /// recycled, and only its new name was lost.
+    pub recycled: bool,
 }
 
 /// The segments of one boot, as far as they are needed.
@@ -29,24 +32,32 @@ pub(super) struct Run {
     pub end: Option<StreamEnd>,
 }
 
+/// What a file's header copies say.
+#[derive(Default)]
+pub(super) struct HeaderCopies {
+    /// Of the segment that the file's name says.
+    pub header: Option<SegmentHeader>,
+    /// Which copies are sound.
+    pub sound: [bool; 2],
+    /// Of another segment: the file's former life, or the next one.
+    pub other: Option<SegmentHeader>,
+}
+
 /// Reads both copies from a file's first two blocks.
-pub(super) fn read_header(
-    file: &SegmentFile,
-    bytes: &[u8],
-) -> Result<(Option<SegmentHeader>, [bool; 2]), String> {
-    let (mut header, mut copies) = (None, [false; 2]);
+pub(super) fn read_header(file: &SegmentFile, bytes: &[u8]) -> Result<HeaderCopies, String> {
+    let mut copies = HeaderCopies::default();
     for (copy, block) in bytes.chunks_exact(BLOCK).take(2).enumerate() {
         match parse_segment_header(copy, block) {
-            // Another id: the file's former life.
             Ok(found) if found.segment == file.id => {
-                copies[copy] = true;
-                header.get_or_insert(found);
+                copies.sound[copy] = true;
+                copies.header.get_or_insert(found);
             }
-            Ok(_) | Err(HeaderFault::Absent) => {}
+            Ok(other) => copies.other = Some(other),
+            Err(HeaderFault::Absent) => {}
             Err(HeaderFault::Unknown(what)) => return Err(what),
         }
     }
-    Ok((header, copies))
+    Ok(copies)
 }
 
 /// The runs to replay, oldest first.

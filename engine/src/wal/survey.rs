@@ -7,7 +7,7 @@
 
 use super::frame::{FRAME_HEAD, FrameFault, FrameHeader, claimed_shards, parse_frame, parse_frame_header};
 use super::record::RecordFault;
-use super::scan::read_header;
+use super::scan::{HeaderCopies, read_header};
 use super::segment::{FRAMES_AT, SegmentFile, SegmentHeader, segment_files};
 use super::{FrameSeq, Recovered, Recovery, RecoveryError, ShardState, StreamEnd, salt};
 use crate::disk::{BLOCK, DiskCall, DiskDone, DiskError, DiskErrorKind, DiskPath, DiskResult};
@@ -186,9 +186,9 @@ impl Surveyor {
 
     /// Finds every sound frame header of a segment, and checks the frames and the header copies.
     fn walk(&mut self, file: SegmentFile, salt: u64, bytes: &[u8]) {
-        let (header, copies) = read_header(&file, bytes).unwrap_or_else(|what| {
+        let HeaderCopies { header, sound: copies, .. } = read_header(&file, bytes).unwrap_or_else(|what| {
             self.note(&file.path, 0, 0, Vec::new(), &later(&what));
-            (None, [true; 2])
+            HeaderCopies { sound: [true; 2], ..HeaderCopies::default() }
         });
         let first = self.frames.len();
         let (mut offset, mut expected) = (FRAMES_AT, FRAMES_AT);

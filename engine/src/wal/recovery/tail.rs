@@ -65,7 +65,8 @@ impl Recovery {
         at: u64,
         header: &FrameHeader,
     ) -> Result<(), RecoveryError> {
-        if header.segment != self.found[found].file.id || header.seq < bad.seq {
+        let is_stale = header.segment != self.found[found].file.id || self.found[found].recycled;
+        if is_stale || header.seq < bad.seq {
             return Ok(());
         }
         if self.found[found].header.is_none() {

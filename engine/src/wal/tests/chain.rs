@@ -113,3 +113,26 @@ fn a_spare_segments_header_frees_nothing() {
     let expected: Vec<u64> = segments.iter().map(|(id, _)| *id).collect();
     assert_eq!(used, expected, "no frame says that any is free");
 }
+
+/// (Seed 9100359: the header of a segment's next life was on the disk, its new name not yet; frames that the power cut
+/// before had orphaned stood in it still, and the log was refused.)
+#[test]
+fn a_recycled_segment_whose_new_name_was_lost_holds_nothing() {
+    for (freed, is_free) in [(1, true), (0, false)] {
+        let (mut node, mut next) = booted();
+        fill(&mut node, &mut next, 3);
+        let segments = ids(&mut node.disk);
+        let (id, path) = segments[2].clone();
+        let bytes = node.disk.bytes(&path);
+        let mut header = parse_segment_header(0, &bytes[..BLOCK]).expect("it is headed");
+        (header.segment, header.oldest) = (id + 5, id + freed);
+        for copy in 0..2 {
+            header.encode(copy, &mut bytes[copy * BLOCK..][..BLOCK]);
+        }
+        match recover(&mut node.disk) {
+            Ok(found) if is_free => assert_eq!(found.segments.used.len(), 2, "the log ends before it"),
+            Err(RecoveryError::Corruption { file, .. }) if !is_free => assert_eq!(*file, *path),
+            other => panic!("freed: {is_free}: {other:?}"),
+        }
+    }
+}
