@@ -122,10 +122,14 @@ fn pump(way: usize, mut from: &TcpStream, mut to: &TcpStream, generation: u64, s
                 while state.cut[way].load(Ordering::Acquire) && lives() {
                     thread::sleep(POLL);
                 }
-                if !lives() || to.write_all(&chunk[..got]).is_err() {
+                if !lives() {
                     break;
                 }
+                // Before they can be seen at the other end.
                 state.passed.fetch_add(got as u64, Ordering::AcqRel);
+                if to.write_all(&chunk[..got]).is_err() {
+                    break;
+                }
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
             Err(_) => break,

@@ -25,7 +25,8 @@ impl Cluster {
         }
         let looked = is_planted(Planted::ClockBeforeView).then(|| clock.local(self.queue.now()));
         let open = match &call.request {
-            Request::Read { shard, consistency, .. } => {
+            // A page of a view that another node holds is that node's to read.
+            Request::Read { shard, consistency, .. } if call.request.view().is_none() => {
                 process.as_ref().and_then(|process| process.cells.load(*shard, *consistency))
             }
             _ => None,
