@@ -132,8 +132,8 @@ pub enum ReadError {
     /// another node, or a larger bound. `None` = it may be of any age.
     #[error("too stale: the replica here is {}", describe_age(.0))]
     TooStale(Option<Duration>),
-    /// The snapshot of a shard that the pages of a scan are read from is gone: it was held for 30 s, or the node that
-    /// held it went. [`Pages`](crate::Pages) goes on in a new one if it is asked for the next page again.
+    /// The snapshot of a shard that the pages of a scan are read from is gone: it was held for 30 s, the node that
+    /// held it went, or its write buffer is full. [`Pages`](crate::Pages) goes on in a new one if it is asked for the next page again.
     #[error("the snapshot that the scan reads is gone; what follows is of a newer one")]
     SnapshotGone,
     /// The node can't serve.

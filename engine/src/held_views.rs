@@ -4,7 +4,8 @@
 //! Who reads a first page, a core or a caller's thread, holds the state that it was read from; the answer names it
 //! ([`ViewId`]). Later pages are read from it wherever they are asked for on this node, without a lease and whoever leads
 //! the shard by then; other nodes, and remote clients, send them here. It is let go with the last page, and at the latest
-//! [`HELD_NS_MAX`] after it was taken: what writers have replaced since stays in memory for its sake.
+//! [`HELD_NS_MAX`] after it was taken: what writers have replaced since stays in memory for its sake. Writers come first:
+//! while they are refused because the write buffer is full, nothing is held.
 //!
 //! Bounds: [`VIEWS_MAX`] states, and their age. What is let go is freed in the background (`Running::housekeep`).
 
@@ -104,6 +105,13 @@ impl HeldViews {
         }
     }
 
+    /// Nothing is held any more.
+    pub fn let_all_go(&self) {
+        let mut held = self.held.lock();
+        let states = std::mem::take(&mut held.states);
+        held.gone.extend(states.into_values().map(|(_, state)| state));
+    }
+
     /// All that was let go since the last time, or is too old; to be freed.
     pub fn take_gone(&self, now: Nanos) -> Vec<StateView> {
         let mut held = self.held.lock();
@@ -168,6 +176,16 @@ mod tests {
         assert!(views.get(HELD_NS_MAX + 1, all[0]).is_none() && views.get(HELD_NS_MAX + 1, all[1]).is_some());
         assert!(hold(&views, HELD_NS_MAX + 1).is_some(), "there is room again");
         assert_eq!(views.take_gone(2 * HELD_NS_MAX).len(), VIEWS_MAX);
+    }
+
+    #[test]
+    fn writers_who_need_the_memory_get_it() {
+        let views = HeldViews::new(NodeId(3), 1);
+        let view = hold(&views, 1).expect("there is room");
+        views.let_all_go();
+        assert!(views.get(1, view).is_none());
+        assert_eq!(views.take_gone(1).len(), 1, "it is handed out to be freed");
+        assert!(hold(&views, 1).is_some_and(|next| next > view), "no number comes twice");
     }
 
     #[test]

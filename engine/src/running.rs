@@ -359,8 +359,12 @@ impl Running {
         for shard in self.wal.pinning(self.config.wal.bytes_max) {
             self.multi.reset_base(shard);
         }
-        if self.multi.pressure() > Pressure::None {
+        let pressure = self.multi.pressure();
+        if pressure > Pressure::None {
             self.multi.flush_largest();
+        }
+        if pressure == Pressure::Full {
+            self.config.cells.views.let_all_go();
         }
         let gone = self.config.cells.views.take_gone(now);
         if !gone.is_empty() {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use floe_raft::Nanos;
 use floe_shard::ViewId;
 use floe_shard::descriptor::{Descriptor, KeyRange};
-use floe_shard::request::{Answer, Query, Refusal, Rest, Row};
+use floe_shard::request::{Answer, Query, Refusal, Request, Rest, Row};
 use std::task::Poll;
 
 /// Bytes of rows that one core answers at once in a scan.
@@ -64,7 +64,7 @@ impl ScanOptions {
 ///
 /// An error doesn't end it: the next call tries the same page again, or after [`ReadError::SnapshotGone`] goes on behind
 /// the last row in a new snapshot of the shard. A page is up to 1 MiB of keys and values, at least one row, and
-/// may be empty. Dropping it lets its snapshot go, on a remote node after 30 s.
+/// may be empty. Dropping it lets its snapshot go.
 #[must_use = "pages are read as they are asked for"]
 pub struct Pages {
     client: Client,
@@ -137,24 +137,31 @@ impl Pages {
             Some(descriptor) => descriptor,
             None => self.next_shard(),
         };
+        let request = self.request(&descriptor, (self.start.clone(), self.end.clone()));
+        self.current = Some(descriptor);
+        Some(match self.read_here(&request) {
+            Some(answer) => Ok(Page::Read(answer)),
+            None => self.client.post_by(request, deadline).map(Page::Asked).map_err(ReadError::from_refusal),
+        })
+    }
+
+    fn request(&self, descriptor: &Descriptor, (start, end): (Bytes, Bytes)) -> Request {
         let query = Query::Scan {
-            start: self.start.clone(),
-            end: self.end.clone(),
+            start,
+            end,
             limit: self.left.map_or(0, |left| u32::try_from(left).unwrap_or(u32::MAX)),
             bytes_max: SCAN_PAGE_BYTES,
             reverse: self.reverse,
             view: self.view,
         };
-        let request = self.client.read(descriptor.shard, descriptor.epoch.range, query);
-        self.current = Some(descriptor);
-        let here = match &self.client.backend {
-            Backend::Node(shared) => shared.read_here(&request),
+        self.client.read(descriptor.shard, descriptor.epoch.range, query)
+    }
+
+    fn read_here(&self, request: &Request) -> Option<Answer> {
+        match &self.client.backend {
+            Backend::Node(shared) => shared.read_here(request),
             Backend::Remote(_) => None,
-        };
-        Some(match here {
-            Some(answer) => Ok(Page::Read(answer)),
-            None => self.client.post_by(request, deadline).map(Page::Asked).map_err(ReadError::from_refusal),
-        })
+        }
     }
 
     fn next_shard(&self) -> Descriptor {
@@ -204,9 +211,14 @@ impl Pages {
 }
 
 impl Drop for Pages {
+    /// What isn't read to its end is let go: where the view is held elsewhere, by a last page of an empty range.
     fn drop(&mut self) {
-        if let (Backend::Node(shared), Some(view)) = (&self.client.backend, self.view) {
-            shared.cells.views.let_go(view);
+        let (Some(_), Some(descriptor)) = (self.view, &self.current) else { return };
+        let nowhere = Bytes::from_static(b"\0");
+        let request = self.request(descriptor, (nowhere.clone(), nowhere));
+        if self.read_here(&request).is_none() {
+            // Nobody waits for the answer; if it can't be sent, the view goes by its age.
+            let _ = self.client.post_by(request, self.client.deadline());
         }
     }
 }
@@ -285,7 +297,7 @@ mod tests {
     use crate::client::Shared;
     use crate::mailbox::{Mailbox, Post};
     use crate::read_cell::ReadCells;
-    use floe_shard::request::{Request, Versioned};
+    use floe_shard::request::Versioned;
     use floe_shard::{NodeId, ShardId, ShardMap};
     use std::pin::pin;
     use std::sync::Arc;
@@ -396,6 +408,22 @@ mod tests {
         assert_eq!(next(gone), (behind.clone(), Some(VIEW), Err(ReadError::SnapshotGone)));
         assert_eq!(next(rows(&["b"], Rest::Nothing)), (behind, None, Ok(1)));
         assert_eq!(pages.next_blocking(), None);
+    }
+
+    #[test]
+    fn a_view_that_is_not_read_to_its_end_is_let_go() {
+        let (client, mailbox) = client(1);
+        let mut pages = client.pages(ScanOptions::default());
+        assert!(matches!(pages.ask(), Some(Ok(Page::Asked(_)))));
+        assert_eq!(pages.take(rows(&["a"], Rest::Held(VIEW))).map(|rows| rows.len()), Ok(1));
+        asked(&mailbox);
+        drop(pages);
+        let (_, start, view, post) = asked(&mailbox);
+        assert_eq!(view, Some(VIEW), "the node that holds it is told");
+        let Request::Read { query: Query::Scan { end, .. }, .. } = post.request else { panic!() };
+        assert!(start >= end && !end.is_empty(), "nothing is to be read: {start:?} to {end:?}");
+        drop(client.pages(ScanOptions::default()));
+        assert!(mailbox.is_empty(), "nothing is held");
     }
 
     #[test]
