@@ -356,9 +356,7 @@ impl Running {
                 self.try_once(now, id, effects);
             }
         }
-        for shard in self.wal.pinning(self.config.wal.bytes_max) {
-            self.multi.reset_base(shard);
-        }
+        self.multi.free_bases(&self.wal.pinning(self.config.wal.bytes_max));
         let pressure = self.multi.pressure();
         if pressure > Pressure::None {
             self.multi.flush_largest();

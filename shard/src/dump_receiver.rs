@@ -205,7 +205,7 @@ impl MultiRaft {
         replica.apply_to = mark.index;
         replica.applied = mark;
         replica.change_descriptor(head.descriptor);
-        replica.flush.unflushed_bytes = 0;
+        (replica.flush.unflushed_bytes, replica.flush.copied) = (0, false);
         replica.refresh_routes(&self.peers);
         replica.install = Some(Box::new(Install {
             write,

@@ -18,10 +18,14 @@ use crate::output::{DumpRemove, DumpSave, LogWrite, Output};
 use crate::replica::{OnDurable, Replica};
 use crate::state_machine::Pressure;
 use bytes::Bytes;
-use floe_raft::{Mark, Nanos, Planted, ReplicaId, is_planted};
+use floe_raft::{Entry, Mark, Nanos, Planted, ReplicaId, is_planted};
 
-/// A shard with at most this much live log is copied forward rather than dumped.
+/// A shard with at most this much log since its last dump is copied forward once, before it is dumped.
 const RESET_BYTES_MAX: usize = 1 << 20;
+/// Shards that one pass copies forward at most. With a pass every 20 ms ten thousand cold ones take less than a second.
+const RESETS_PER_PASS: usize = 256;
+/// Bytes of log after which a pass copies no further shard.
+const RESET_BYTES_PER_PASS: usize = 4 << 20;
 /// Pause after a dump that couldn't be saved.
 const RETRY_AFTER_NS: Nanos = 1_000_000_000;
 
@@ -37,6 +41,8 @@ pub(crate) struct Flush {
     pub(crate) not_before: Nanos,
     /// Write the whole state anew once the dump is named.
     pub(crate) reset_after: bool,
+    /// What was applied since the last dump was copied forward once: if it pins the log again, it is dumped.
+    pub(crate) copied: bool,
 }
 
 /// A dump that is being saved.
@@ -76,20 +82,37 @@ impl MultiRaft {
         self.touch(slot);
     }
 
-    /// The WAL wants its oldest segment free, and this shard pins it: its whole state is written anew if
-    /// little of it is in the log, else it is dumped first.
-    pub fn reset_base(&mut self, shard: ShardId) {
-        let Some(slot) = self.running(shard) else { return };
+    /// The WAL wants its oldest segment free, and these shards pin it. Each is written anew with the log since its last
+    /// dump, if that is little and wasn't copied before; else it is dumped first. What would be too much for one call is
+    /// left for the next: many cold shards must not be rewritten in a storm. O(shards given).
+    pub fn free_bases(&mut self, pinning: &[ShardId]) {
+        let (mut resets, mut bytes) = (0, 0);
+        for &shard in pinning {
+            if let Some(copied) = self.free_base(shard) {
+                resets += 1;
+                bytes += copied;
+            }
+            if resets == RESETS_PER_PASS || bytes >= RESET_BYTES_PER_PASS {
+                return;
+            }
+        }
+    }
+
+    /// How much log is copied; `None` = no record is written now.
+    fn free_base(&mut self, shard: ShardId) -> Option<usize> {
+        let slot = self.running(shard)?;
         let replica = &mut self.replicas[slot];
-        if replica.install.is_some() {
-            replica.flush.reset_after = true;
-        } else if replica.live_log_within(RESET_BYTES_MAX) {
+        if let (None, Some(bytes)) = (&replica.install, replica.copyable_bytes()) {
+            replica.flush.copied = replica.flush.unflushed_bytes > 0;
             replica.write_reset();
-        } else {
-            replica.flush.reset_after = true;
+            self.touch(slot);
+            return Some(bytes);
+        }
+        replica.flush.reset_after = true;
+        if replica.install.is_none() && replica.flush.not_before <= self.now {
             self.want_flush(slot);
         }
-        self.touch(slot);
+        None
     }
 
     /// Dumps a shard whose applied log has grown beyond its bound.
@@ -244,6 +267,7 @@ impl Replica {
         self.set_base_descriptor(descriptor);
         self.base.dump_len = is_whole.then_some(len);
         self.flush.unflushed_bytes -= covered_bytes;
+        self.flush.copied = false;
         let record =
             LogWrite::TruncatePrefix { shard: self.shard, replica: self.id, flushed: mark, generation };
         self.write_own(record, (before > 0).then_some(OnDurable::Remove(before)));
@@ -254,12 +278,17 @@ impl Replica {
         self.write_own(record, None);
     }
 
-    /// Whether the log after the last dump has at most so many bytes.
-    fn live_log_within(&self, bytes_max: usize) -> bool {
-        let last = self.raft.last_mark().index;
-        let entries = self.raft.entries(self.base.flushed.index + 1, last, bytes_max);
-        let within = entries.last().is_none_or(|entry| entry.mark.index == last);
-        within && entries.iter().map(|entry| entry.size()).sum::<usize>() <= bytes_max
+    /// Bytes of the log since the last dump, if that is to be copied forward: because it is little and wasn't before,
+    /// or because another dump would stand where the last one does.
+    fn copyable_bytes(&self) -> Option<usize> {
+        let bytes_max = match &self.flush {
+            Flush { unflushed_bytes: 0, .. } => usize::MAX,
+            Flush { copied: true, .. } => return None,
+            _ => RESET_BYTES_MAX,
+        };
+        let log = self.base.flushed.index + 1..self.raft.last_mark().index + 1;
+        let add = |sum: usize, entry: &Entry| Some(sum + entry.size()).filter(|&sum| sum <= bytes_max);
+        self.raft.slice(log).try_fold(0, add)
     }
 
     /// Drops the log that is dumped and that nobody is going to be sent: up to what every follower has and

@@ -26,6 +26,8 @@ pub struct Node {
     /// Lowest replicas that may come, of destroyed ones.
     pub tombstones: BTreeMap<ShardId, u64>,
     saved: Vec<(ShardId, floe_raft::ReplicaId, u64, u64)>,
+    /// Shards whose whole state was written, as it became durable.
+    pub resets: Vec<ShardId>,
     pub answers: BTreeMap<RequestId, Answer>,
     pub beats_sent: u64,
     /// Messages of groups and rows of beats.
@@ -75,6 +77,11 @@ impl Cluster {
     /// With `spares` nodes that have no replica at first.
     pub fn with_spares(config: ShardConfig, shards: u32, spares: usize) -> Self {
         Self::of(3, spares, config, shards)
+    }
+
+    /// One node that is every shard's only voter.
+    pub fn alone(shards: u32) -> Self {
+        Self::of(1, 0, ShardConfig::default(), shards)
     }
 
     /// One shard of five replicas.
@@ -246,6 +253,7 @@ impl Node {
             dumps: BTreeMap::new(),
             tombstones: BTreeMap::new(),
             saved: Vec::new(),
+            resets: Vec::new(),
             answers: BTreeMap::new(),
             beats_sent: 0,
             words_sent: 0,
@@ -255,6 +263,12 @@ impl Node {
             inbox: Vec::new(),
             entries_per_turn: 0,
         }
+    }
+
+    /// Whether the shard's whole state is on its way to the disk.
+    pub fn is_resetting(&self, shard: ShardId) -> bool {
+        let is_reset = |write: &LogWrite| matches!(write, LogWrite::Reset(state) if state.shard == shard);
+        self.in_flight.iter().any(|commit| commit.writes.iter().any(is_reset))
     }
 
     /// What is sent, and how many replicas were stepped.
@@ -341,6 +355,7 @@ impl Node {
             }
             LogWrite::Reset(state) => {
                 self.tombstones.remove(&state.shard);
+                self.resets.push(state.shard);
                 self.disk.insert(state.shard, *state);
             }
             LogWrite::HardState { shard, state, .. } => self.at(shard).hard_state = state,

@@ -5,6 +5,7 @@ mod cluster;
 mod connectivity;
 mod decoders;
 mod faulty_peer;
+mod free_bases;
 mod jobs;
 mod members;
 mod memory;
@@ -341,23 +342,6 @@ fn what_was_acknowledged_survives_the_power_failing_everywhere() {
         let homes: Vec<_> = cluster.nodes.iter().map(|node| node.disk[&S1].home_epoch).collect();
         assert_eq!(homes, [1 + u64::from(rehome); 3]);
     }
-}
-
-#[test]
-fn a_pinned_segment_is_freed_by_writing_the_whole_state_or_by_a_dump() {
-    let mut cluster = one_shard();
-    let leader = cluster.await_leader(S1);
-    cluster.put(leader, S1, b"a", b"1");
-    let wanted = cluster.nodes[leader].multi.raft(S1).unwrap().last_mark();
-    cluster.nodes[leader].disk.get_mut(&S1).unwrap().entries.clear();
-    cluster.nodes[leader].multi.reset_base(S1);
-    cluster.run(20);
-    assert_eq!(cluster.nodes[leader].disk[&S1].entries.last().unwrap().mark, wanted, "copied forward");
-    cluster.put(leader, S1, b"big", &vec![7; 2 << 20]);
-    cluster.nodes[leader].multi.reset_base(S1);
-    cluster.run(20);
-    let state = &cluster.nodes[leader].disk[&S1];
-    assert!(state.generation > 0 && state.entries.is_empty(), "dumped first");
 }
 
 #[test]
