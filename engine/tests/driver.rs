@@ -1,11 +1,12 @@
 //! The drivers with scripted workers instead of the real one: its sources are compiled into this test,
 //! below a `worker` module of the test's own.
 
-#![allow(dead_code, unused_imports, clippy::unwrap_used)]
+#![allow(clippy::unwrap_used)]
 
 use floe::{clock, codec, disk, mailbox, metrics, probe, seam, transport};
 use src::driver;
 
+#[allow(dead_code, unused_imports, reason = "a test has no use for all of it")]
 #[path = "../src"]
 mod src {
     pub mod driver;
@@ -51,14 +52,14 @@ mod calls;
 
 use bytes::Bytes;
 use calls::{Calls, disk_steps, done, write_call};
-use disk::{BLOCK, DiskCall, DiskDone, DiskErrorKind, OpId, OpOwner};
+use disk::{BLOCK, DiskCall, OpId, OpOwner};
 use driver::{CoreSetup, Driver, spawn};
 use floe_raft::Nanos;
 use floe_shard::peer::{PeerBatch, PeerMessage};
-use floe_shard::request::{Answer, BusyReason, Refusal, Request, RequestId, UnknownReason};
+use floe_shard::request::{Answer, BusyReason, Refusal, Request, UnknownReason};
 use floe_shard::{CoreAddr, NodeId, ShardId};
 use mailbox::{Control, Mailbox, Post, Slot};
-use seam::{Effects, Event, Failure, Input};
+use seam::{Effects, Event, Input};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -100,7 +101,8 @@ struct Node {
     mailbox: Arc<Mailbox>,
     events: Receiver<(u16, Event)>,
     thread: Option<JoinHandle<()>>,
-    acceptor: Option<Acceptor>,
+    /// Accepts as long as the node is there.
+    _acceptor: Option<Acceptor>,
 }
 
 struct Options {
@@ -151,7 +153,7 @@ fn start(dir: &Path, options: Options, script: impl Script + Send + 'static) -> 
     let acceptor = options.listener.map(|listener| {
         Acceptor::start(listener, identity(options.node), known, vec![mailbox.clone()], None).unwrap()
     });
-    Node { mailbox, events, thread, acceptor }
+    Node { mailbox, events, thread, _acceptor: acceptor }
 }
 
 impl Node {
@@ -219,7 +221,7 @@ fn frame(id: u64) -> seam::OutFrame {
     codec::encode(&PeerBatch { messages, ..PeerBatch::default() })
 }
 
-/// Works in every turn, without end; meanwhile writes to disk and plays ping-pong with its peer.
+/// Works in every turn until it is told to stop; meanwhile writes to disk and plays ping-pong with its peer.
 struct NeverIdle {
     peer: CoreAddr,
     serves: bool,
@@ -257,6 +259,7 @@ impl Script for NeverIdle {
                     self.heard = id;
                     effects.sends.push((from, frame(id + 1)));
                 }
+                Input::Shutdown => effects.events.push(Event::Stopped),
                 _ => {}
             }
         }
@@ -294,14 +297,15 @@ fn disk_and_network_make_progress_beside_a_worker_that_is_never_idle(driver: Dri
         let event = node.events.recv_timeout(GUARD).expect("disk or network stand still");
         assert!(matches!(event.1, Event::Leader { .. }), "{event:?}");
     }
-    // The threads run on; they end with the process. Nothing else can stop this script.
-    std::mem::forget((one, two, dir));
+    // A shutdown gets through to such a core, too.
+    for mut node in [one, two] {
+        node.mailbox.control(Control::Shutdown);
+        node.await_stopped();
+    }
 }
 
 /// Answers requests; keeps those whose command says so.
-struct Server {
-    down: bool,
-}
+struct Server;
 
 /// How [`Server`] tells that a connection came or went.
 const UP: ShardId = ShardId(1);
@@ -332,7 +336,7 @@ impl Script for Server {
 
 fn no_wake_up_from_a_foreign_thread_is_lost(driver: Driver) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let mut node = start(dir.path(), Options::of(driver), Server { down: false });
+    let mut node = start(dir.path(), Options::of(driver), Server);
     let (finished, finish) = channel();
     for thread in 0..6u64 {
         let mailbox = node.mailbox.clone();
@@ -361,7 +365,7 @@ fn no_wake_up_from_a_foreign_thread_is_lost(driver: Driver) {
 fn everybody_is_answered_when_the_bound_is_reached_and_when_the_core_stops(driver: Driver) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let options = Options { requests_max: 3, ..Options::of(driver) };
-    let mut node = start(dir.path(), options, Server { down: false });
+    let mut node = start(dir.path(), options, Server);
     let kept: Vec<_> = (0..3).map(|_| node.post(write_request(b"keep"))).collect();
     let busy = node.post(write_request(b"keep")).wait(Nanos::MAX);
     assert_eq!(busy, Answer::Refused(Refusal::Busy(BusyReason::Requests)));
@@ -400,7 +404,7 @@ fn a_bad_frame_closes_its_connection_and_nothing_else(driver: Driver) {
     let address = listener.local_addr().unwrap();
     let peers = vec![(NodeId(1), String::new())];
     let options = Options { node: 2, peers, listener: Some(listener), ..Options::of(driver) };
-    let mut node = start(dir.path(), options, Server { down: false });
+    let mut node = start(dir.path(), options, Server);
     let good = frame(1).parts.concat();
     for at in [0, 5, 7, 8, 12, 20, 30, good.len() - 1] {
         let mut bad = good.clone();

@@ -41,6 +41,6 @@ pub struct WalStats {
     pub entries: u64,
     /// Frames issued but not durable.
     pub frames_in_flight: u32,
-    /// From issue to completion of each frame, in ns, since last taken; at most the last 65,536.
+    /// From issue to completion of each frame, in ns, since last taken; of the first 65,536 since then.
     pub write_latencies_ns: Vec<Nanos>,
 }
