@@ -8,24 +8,32 @@
 //! +-----------+---------+---------+-----------+------------+------------+-------------+-------------+
 //! | magic  8  | ver. 4  | flags 4 | cluster 16| node 8     | store  16  | boot epoch 8| sets 4      |
 //! +-----------+---------+---------+-----------+------------+------------+-------------+-------------+
-//! | per set: first stream 4, cores 2, 0 2  ...                          | CRC-32C of all before  4  |
+//! | members 4 | shards 4 | replication 4 | per set: first stream 4, cores 2, 0 2  ...               |
+//! +-----------+----------+---------------+----------------------------------------------------------+
+//! | per member: node 8  ...                                             | CRC-32C of all before  4  |
 //! +---------------------------------------------------------------------+---------------------------+
 //! ```
 //!
 //! Flag bit 0: *settled once*: every bootstrap shard stands in the log. From then on a missing
 //! stream is a lost disk, never a new node.
 
-use crate::disk::{DiskCall, DiskCalls, DiskDone, DiskError, DiskErrorKind, DiskResult, OpId, OpOwner};
+use crate::disk::{
+    DirEntry, DiskCall, DiskCalls, DiskDone, DiskError, DiskErrorKind, DiskResult, OpId, OpOwner,
+};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use crc_fast::{CrcAlgorithm, checksum};
 use floe_shard::NodeId;
+use std::fmt;
 
 const MAGIC: &[u8; 8] = b"FLOENODE";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const FLAG_SETTLED: u32 = 1;
 const FILE: &str = "node.floe";
 const FILE_NEW: &str = "node.floe.new";
 const FILE_LEN_MAX: usize = 64 << 10;
+/// What is left to whoever can't get lost data back. An empty directory under the same number would forget its votes.
+pub(crate) const WITHOUT_IT: &str = "Without it this node must stay down: give its replicas to other nodes of `members` \
+                                     (Client::change_members_blocking); their data comes from the other replicas";
 
 /// The streams of one core count. The stream of core `i` is `first + i`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +52,25 @@ impl StreamSet {
     }
 }
 
+/// What the shards of a new cluster are made from. Another one would found other shards, so it never changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Founding {
+    /// All nodes, ascending.
+    pub members: Vec<NodeId>,
+    /// How many shards.
+    pub shards: u32,
+    /// Replicas of each.
+    pub replication: u32,
+}
+
+impl fmt::Display for Founding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { members, shards, replication } = self;
+        let members: Vec<String> = members.iter().map(NodeId::to_string).collect();
+        write!(f, "members {}, {shards} shards, {replication} replicas of each", members.join(" "))
+    }
+}
+
 /// What the file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootRecord {
@@ -51,6 +78,8 @@ pub struct BootRecord {
     pub cluster: u128,
     /// The node it belongs to.
     pub node: NodeId,
+    /// What its shards were made from.
+    pub founding: Founding,
     /// Made at the first start; every segment of the log bears it.
     pub store_uuid: u128,
     /// Raised at every start; higher than any stream's, and durable before anything is sent.
@@ -83,11 +112,16 @@ impl BootRecord {
         out.put_u128_le(self.store_uuid);
         out.put_u64_le(self.boot_epoch);
         out.put_u32_le(u32::try_from(self.sets.len()).expect("sets are dropped at each settling"));
+        let Founding { members, shards, replication } = &self.founding;
+        out.put_u32_le(u32::try_from(members.len()).expect("each member is in the configuration"));
+        out.put_u32_le(*shards);
+        out.put_u32_le(*replication);
         for set in &self.sets {
             out.put_u32_le(set.first);
             out.put_u16_le(set.cores);
             out.put_u16_le(0);
         }
+        members.iter().for_each(|member| out.put_u64_le(member.0));
         out.put_u32_le(crc(&out));
         out.freeze()
     }
@@ -97,7 +131,7 @@ impl BootRecord {
     /// # Errors
     /// Says what is wrong with them.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
-        const FIXED: usize = 8 + 4 + 4 + 16 + 8 + 16 + 8 + 4;
+        const FIXED: usize = 8 + 4 + 4 + 16 + 8 + 16 + 8 + 4 + 4 + 4 + 4;
         if bytes.len() < FIXED + 4 || !bytes.starts_with(MAGIC) {
             return Err("it is not a Floe boot record".into());
         }
@@ -113,16 +147,22 @@ impl BootRecord {
         let settled = rest.get_u32_le() & FLAG_SETTLED != 0;
         let (cluster, node) = (rest.get_u128_le(), NodeId(rest.get_u64_le()));
         let (store_uuid, boot_epoch) = (rest.get_u128_le(), rest.get_u64_le());
-        let count = rest.get_u32_le() as usize;
-        if count == 0 || rest.len() != count * 8 {
-            return Err(format!("it claims {count} stream sets in {} bytes", rest.len()));
+        let (count, members) = (rest.get_u32_le() as usize, rest.get_u32_le() as usize);
+        let (shards, replication) = (rest.get_u32_le(), rest.get_u32_le());
+        if count == 0 || rest.len() != (count + members) * 8 {
+            return Err(format!(
+                "it claims {count} stream sets and {members} members in {} bytes",
+                rest.len()
+            ));
         }
         let mut sets = Vec::with_capacity(count);
         for _ in 0..count {
             sets.push(StreamSet { first: rest.get_u32_le(), cores: rest.get_u16_le() });
             rest.advance(2);
         }
-        Ok(Self { cluster, node, store_uuid, boot_epoch, settled, sets })
+        let members = (0..members).map(|_| NodeId(rest.get_u64_le())).collect();
+        let founding = Founding { members, shards, replication };
+        Ok(Self { cluster, node, founding, store_uuid, boot_epoch, settled, sets })
     }
 }
 
@@ -131,12 +171,14 @@ fn crc(bytes: &[u8]) -> u32 {
 }
 
 /// Who opens the directory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Identity {
     /// The cluster it must belong to.
     pub cluster: u128,
     /// The node it must belong to.
     pub node: NodeId,
+    /// What its shards must have been made from.
+    pub founding: Founding,
     /// Cores it is opened with.
     pub cores: u16,
     /// Taken if the directory is new.
@@ -146,6 +188,7 @@ pub struct Identity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     ListRoot,
+    ListTrees,
     ReadRecord,
     ListWal,
     Save,
@@ -175,6 +218,7 @@ impl Boot {
         let identity = Identity {
             cluster: record.cluster,
             node: record.node,
+            founding: record.founding.clone(),
             cores: record.current().cores,
             new_store_uuid: record.store_uuid,
         };
@@ -194,23 +238,10 @@ impl Boot {
     ) -> Result<Option<BootRecord>, String> {
         let done = result.map_err(|error| self.explain(&error))?;
         match (self.step, done) {
-            (Step::ListRoot, DiskDone::Listed(entries)) => {
-                if entries.iter().any(|entry| entry.name == FILE) {
-                    let call = DiskCall::Read { path: FILE.into(), offset: 0, len: FILE_LEN_MAX };
-                    self.issue(Step::ReadRecord, call, calls);
-                } else if let Some(stray) =
-                    entries.iter().find(|entry| entry.is_dir && matches!(entry.name.as_str(), "wal" | "dump"))
-                {
-                    return Err(format!(
-                        "{FILE} is missing but the directory `{}` is there: part of this node's data is lost or not mounted; \
-                         restore {FILE}, or empty the whole data directory to start as a new node",
-                        stray.name
-                    ));
-                } else {
-                    self.record = Some(self.fresh());
-                    self.save(calls);
-                }
-            }
+            (Step::ListRoot, DiskDone::Listed(entries)) => self.on_root(&entries, calls)?,
+            // Opening the store makes its directory; what is in it is data.
+            (Step::ListTrees, DiskDone::Listed(trees)) if trees.is_empty() => self.begin(calls),
+            (Step::ListTrees, DiskDone::Listed(_)) => return Err(lost("store")),
             (Step::ReadRecord, DiskDone::Read(bytes)) => {
                 let record =
                     BootRecord::decode(&bytes).map_err(|why| format!("{FILE} can't be used: {why}"))?;
@@ -240,6 +271,28 @@ impl Boot {
         Ok(None)
     }
 
+    /// Without a boot record the directory must hold nothing: it may be a new node's, or a disk isn't mounted.
+    fn on_root(&mut self, entries: &[DirEntry], calls: &mut DiskCalls) -> Result<(), String> {
+        let has_dir = |name: &str| entries.iter().any(|entry| entry.is_dir && entry.name == name);
+        if entries.iter().any(|entry| entry.name == FILE) {
+            let call = DiskCall::Read { path: FILE.into(), offset: 0, len: FILE_LEN_MAX };
+            self.issue(Step::ReadRecord, call, calls);
+        } else if let Some(dir) = ["wal", "dump"].into_iter().find(|dir| has_dir(dir)) {
+            return Err(lost(dir));
+        } else if has_dir("store") {
+            self.issue(Step::ListTrees, DiskCall::List { dir: "store".into() }, calls);
+        } else {
+            self.begin(calls);
+        }
+        Ok(())
+    }
+
+    /// A new node's first start.
+    fn begin(&mut self, calls: &mut DiskCalls) {
+        self.record = Some(self.fresh());
+        self.save(calls);
+    }
+
     fn issue(&mut self, step: Step, call: DiskCall, calls: &mut DiskCalls) {
         self.step = step;
         calls.push((OpId { owner: OpOwner::Boot, number: step as u64 }, call));
@@ -251,9 +304,9 @@ impl Boot {
     }
 
     fn fresh(&self) -> BootRecord {
-        let Identity { cluster, node, cores, new_store_uuid } = self.identity;
+        let Identity { cluster, node, founding, cores, new_store_uuid: store_uuid } = self.identity.clone();
         let sets = vec![StreamSet { first: 1, cores }];
-        BootRecord { cluster, node, store_uuid: new_store_uuid, boot_epoch: 1, settled: false, sets }
+        BootRecord { cluster, node, founding, store_uuid, boot_epoch: 1, settled: false, sets }
     }
 
     fn raise(&self, mut record: BootRecord) -> BootRecord {
@@ -279,6 +332,14 @@ impl Boot {
                 record.node, self.identity.node
             ));
         }
+        if record.founding != self.identity.founding {
+            return Err(format!(
+                "this directory was founded with {}; the configuration says {}. Put that back: a cluster's list of \
+                 nodes and its shards don't change. Addresses may, and which nodes have a shard's replicas \
+                 (Client::change_members_blocking)",
+                record.founding, self.identity.founding
+            ));
+        }
         Ok(())
     }
 
@@ -294,8 +355,7 @@ impl Boot {
             let name = stream_name(stream);
             if !exists(&name) {
                 return Err(format!(
-                    "the log stream wal/{name} is missing: a disk is lost or not mounted. Mount it, or remove this \
-                     node from the cluster and start it with an empty directory under a new id"
+                    "the log stream wal/{name} is missing: a disk is lost or not mounted. Mount it. {WITHOUT_IT}"
                 ));
             }
         }
@@ -312,6 +372,12 @@ impl Boot {
     }
 }
 
+fn lost(dir: &str) -> String {
+    format!(
+        "{FILE} is missing but `{dir}` is there: part of this node's data is lost or not mounted. Restore it. {WITHOUT_IT}"
+    )
+}
+
 /// Directory of a stream below `wal/`.
 pub fn stream_name(stream: u32) -> String {
     format!("{stream:08x}")
@@ -325,6 +391,7 @@ mod tests {
         BootRecord {
             cluster: 7,
             node: NodeId(3),
+            founding: Founding { members: [3, 4, 7].map(NodeId).to_vec(), shards: 8, replication: 2 },
             store_uuid: 9,
             boot_epoch: 4,
             settled: true,
@@ -347,6 +414,64 @@ mod tests {
         }
         for len in 0..bytes.len() {
             assert!(BootRecord::decode(&bytes[..len]).is_err(), "cut at {len}");
+        }
+    }
+
+    fn boot(change: impl Fn(&mut Identity)) -> Boot {
+        let BootRecord { cluster, node, founding, store_uuid: new_store_uuid, .. } = record();
+        let mut identity = Identity { cluster, node, founding, cores: 4, new_store_uuid };
+        change(&mut identity);
+        Boot::new(identity, &mut DiskCalls::default())
+    }
+
+    /// A directory with these directories and files below.
+    fn listed(names: &[&str]) -> DiskResult {
+        let entry = |name: &&str| DirEntry { name: name.to_string(), len: 0, is_dir: !name.contains('.') };
+        Ok(DiskDone::Listed(names.iter().map(entry).collect()))
+    }
+
+    #[test]
+    fn data_without_a_boot_record_is_no_new_node() {
+        for dir in ["wal", "dump"] {
+            let error = boot(|_| {}).on_disk(listed(&["LOCK.", dir]), &mut DiskCalls::default()).unwrap_err();
+            assert!(error.contains(&format!("`{dir}` is there")) && error.contains("stay down"), "{error}");
+        }
+        let boot_with = |trees: &[&str]| {
+            let (mut boot, mut calls) = (boot(|_| {}), DiskCalls::default());
+            boot.on_disk(listed(&["store"]), &mut calls)?;
+            assert!(matches!(&calls[..], [(_, DiskCall::List { dir })] if &**dir == "store"), "{calls:?}");
+            calls.clear();
+            boot.on_disk(listed(trees), &mut calls)?;
+            assert!(matches!(&calls[..], [(_, DiskCall::Save { .. })]), "{calls:?}");
+            Ok::<_, String>(())
+        };
+        boot_with(&[]).expect("a store that was just opened holds no tree");
+        let error = boot_with(&["t1"]).unwrap_err();
+        assert!(error.contains("`store` is there"), "{error}");
+    }
+
+    /// What a start with another configuration says to the record.
+    fn refusal(change: impl Fn(&mut Identity)) -> Option<String> {
+        let (mut boot, mut calls) = (boot(change), DiskCalls::default());
+        boot.on_disk(listed(&[FILE]), &mut calls).expect("a boot record is there");
+        boot.on_disk(Ok(DiskDone::Read(record().encode())), &mut calls).err()
+    }
+
+    #[test]
+    fn another_list_of_members_or_other_shards_are_refused() {
+        assert_eq!(refusal(|_| {}), None);
+        assert_eq!(refusal(|identity| identity.cores = 1), None, "cores may change");
+        let changes: [fn(&mut Founding); 4] = [
+            |founding| founding.members.push(NodeId(8)),
+            |founding| {
+                founding.members.pop();
+            },
+            |founding| founding.shards += 1,
+            |founding| founding.replication += 1,
+        ];
+        for change in changes {
+            let error = refusal(|identity| change(&mut identity.founding)).expect("another founding");
+            assert!(error.contains("founded with members n3 n4 n7, 8 shards, 2 replicas"), "{error}");
         }
     }
 }

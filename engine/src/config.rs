@@ -1,5 +1,6 @@
 //! What can be set of a node, with its defaults and bounds.
 
+use crate::boot::Founding;
 use crate::driver::Driver;
 use floe_raft::ConfigError;
 use floe_shard::{NodeId, ShardConfig};
@@ -66,7 +67,8 @@ pub struct Config {
     pub node: NodeId,
     /// Its data directory; made if missing. One process at a time.
     pub dir: PathBuf,
-    /// All nodes of the cluster, this one included; empty for a single node without a port.
+    /// All nodes of the cluster, this one included; empty for a single node without a port. Who they are is the same at
+    /// every start; where they are may change.
     pub members: Vec<Member>,
     /// Where to listen, `host:port`, if not at this node's address in `members`.
     pub listen: Option<String>,
@@ -77,9 +79,10 @@ pub struct Config {
     /// Threads that own shards. May change between starts. Default 1.
     pub cores: u16,
     /// Shards into which the key space is split evenly when the cluster first starts; the same on all
-    /// nodes. Default 1.
+    /// nodes and at every start. Default 1.
     pub shards: u32,
-    /// Replicas per shard, at most the number of nodes. Default 3.
+    /// Replicas that a shard begins with, at most the number of nodes; the same on all nodes and at every start.
+    /// Default 3.
     pub replication: usize,
     /// Pin each core's thread to a processor. Default off.
     pub pin_cores: bool,
@@ -306,14 +309,15 @@ impl Config {
         own.map(|own| self.listen.as_ref().unwrap_or(&own.address).as_str())
     }
 
-    /// All nodes, in order of id.
-    pub(crate) fn nodes(&self) -> Vec<NodeId> {
-        let mut nodes: Vec<_> = self.members.iter().map(|member| member.node).collect();
-        if nodes.is_empty() {
-            nodes.push(self.node);
+    /// What the shards are made from.
+    pub(crate) fn founding(&self) -> Founding {
+        let mut members: Vec<_> = self.members.iter().map(|member| member.node).collect();
+        if members.is_empty() {
+            members.push(self.node);
         }
-        nodes.sort_unstable();
-        nodes
+        members.sort_unstable();
+        let replication = self.replication.min(members.len()) as u32;
+        Founding { members, shards: self.shards, replication }
     }
 }
 

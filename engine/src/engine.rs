@@ -1,5 +1,6 @@
 //! A node: opens its directory, runs its cores, hands out clients.
 
+use crate::boot::Founding;
 use crate::client::{Backend, Client, Shared};
 use crate::clock;
 use crate::codec::NodeStatus;
@@ -116,7 +117,7 @@ impl Engine {
         let gateway = Gateway::new(&own, config, self.shared.clone(), self.metrics.clone());
         self.gateway = Some(gateway.clone());
         if let Some(listener) = listener {
-            let known = config.nodes().into_iter().filter(|&node| node != config.node).collect();
+            let known = config.founding().members.into_iter().filter(|&node| node != config.node).collect();
             let acceptor = Acceptor::start(listener, own, known, self.mailboxes.clone(), Some(gateway));
             self.acceptor = Some(acceptor.map_err(OpenError::Spawn)?);
         }
@@ -208,8 +209,8 @@ struct Parts {
 
 impl Parts {
     fn new(config: &Config, machines: MachineFactory) -> Self {
-        let nodes = config.nodes();
-        let descriptors = pre_split(&nodes, config.shards, config.replication.min(nodes.len()));
+        let Founding { members, shards, replication } = config.founding();
+        let descriptors = pre_split(&members, shards, replication as usize);
         Self {
             mailboxes: (0..config.cores).map(|_| Arc::new(Mailbox::new(config.requests_max))).collect(),
             metrics: (0..config.cores).map(|_| Arc::new(CoreMetrics::default())).collect(),
@@ -227,6 +228,7 @@ impl Parts {
             cores: config.cores,
             cluster: config.cluster,
             new_store_uuid: self.new_store_uuid,
+            founding: config.founding(),
             shard: config.shard_config(),
             wal: config.wal.clone(),
             bootstrap: self.descriptors.clone(),

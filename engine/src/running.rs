@@ -1,6 +1,6 @@
 //! A core that runs: one turn after another over its replicas, log and requests.
 
-use crate::boot::{BootRecord, stream_name};
+use crate::boot::{BootRecord, WITHOUT_IT, stream_name};
 use crate::codec;
 use crate::config::WalSettings;
 use crate::disk::{DiskResult, OpId, OpOwner};
@@ -547,11 +547,8 @@ fn restore(now: Nanos, config: &WorkerConfig, found: Found, multi: &mut MultiRaf
     let mut machine = (config.machines)(state.shard);
     if let Some(dump) = dump {
         let name = crate::dumps::dump_name(state.shard, state.replica, state.generation);
-        let damaged = |why: String| {
-            Failure::Corrupt(format!(
-                "dump/{name}: {why}; remove this node from the cluster and start it with an empty directory under a new id",
-            ))
-        };
+        let damaged =
+            |why: String| Failure::Corrupt(format!("dump/{name}: {why}; restore the file. {WITHOUT_IT}",));
         let (head, body) = open_dump(&dump).map_err(|error| damaged(error.to_string()))?;
         machine.restore(&body).map_err(|error| damaged(format!("{error:?}")))?;
         let (head, fits) = match machine.newer() {

@@ -85,6 +85,7 @@ impl Settling {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::boot::Founding;
     use crate::disk::DiskError;
     use floe_shard::NodeId;
 
@@ -92,6 +93,7 @@ mod tests {
         let record = BootRecord {
             cluster: 7,
             node: NodeId(3),
+            founding: Founding { members: vec![NodeId(3)], shards: 1, replication: 1 },
             store_uuid: 9,
             boot_epoch: 4,
             settled: true,

@@ -3,7 +3,7 @@
 //! name are read. Dump files that nothing names are removed, before a new one can take their names;
 //! nothing else is written here.
 
-use crate::boot::{BootRecord, StreamSet, stream_name};
+use crate::boot::{BootRecord, StreamSet, WITHOUT_IT, stream_name};
 use crate::disk::{DirEntry, DiskCall, DiskCalls, DiskDone, DiskResult, OpId, OpOwner};
 use crate::dumps::{DUMP_DIR, dump_name, dump_path, dump_shard};
 use crate::seam::Failure;
@@ -201,8 +201,7 @@ impl Start {
         match named.first_key_value() {
             None => Ok(()),
             Some((name, &at)) => Err(Failure::Corrupt(format!(
-                "{DUMP_DIR}/{name} is missing, which holds shard {} up to {}: restore the file, or remove this node \
-                 from the cluster and start it with an empty directory under a new id",
+                "{DUMP_DIR}/{name} is missing, which holds shard {} up to {}: restore the file. {WITHOUT_IT}",
                 self.found[at].state.shard, self.found[at].state.flushed
             ))),
         }

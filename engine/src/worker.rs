@@ -11,7 +11,7 @@
 //! - A request that was taken in is answered exactly once, by its deadline at the latest.
 //! - After a failed write the core acknowledges nothing and sends nothing any more.
 
-use crate::boot::{Boot, BootRecord, Identity};
+use crate::boot::{Boot, BootRecord, Founding, Identity};
 use crate::config::WalSettings;
 use crate::disk::OpOwner;
 use crate::metrics::{CoreMetrics, add};
@@ -41,6 +41,8 @@ pub struct WorkerConfig {
     pub cluster: u128,
     /// Taken if the directory is new.
     pub new_store_uuid: u128,
+    /// What `bootstrap` was made from; must be the same at every start.
+    pub founding: Founding,
     /// Raft and shard settings.
     pub shard: ShardConfig,
     /// The log's settings.
@@ -84,6 +86,7 @@ impl Worker {
             let identity = Identity {
                 cluster: config.cluster,
                 node: config.me.node,
+                founding: config.founding.clone(),
                 cores: config.cores,
                 new_store_uuid: config.new_store_uuid,
             };

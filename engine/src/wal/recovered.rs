@@ -3,6 +3,7 @@
 use super::pins::Pins;
 use super::segment::SegmentFile;
 use super::{FrameSeq, ShardState, StreamEnd};
+use crate::boot::WITHOUT_IT;
 use crate::disk::{DiskError, DiskPath};
 use floe_shard::ShardId;
 use std::collections::BTreeMap;
@@ -53,8 +54,7 @@ impl fmt::Display for RecoveryError {
             Self::Corruption { file, offset, seq, shards, reason } => write!(
                 f,
                 "the write-ahead log is damaged: {file} at offset {offset}, frame {seq}, shards {shards:?}: {reason}. \
-                 `floe wal verify` shows all of the damage. Restore the file, or remove this node from the cluster \
-                 and start it with an empty directory under a new id"
+                 `floe wal verify` shows all of the damage. Restore the file. {WITHOUT_IT}"
             ),
             Self::WrongStore { file, found, expected } => write!(
                 f,

@@ -5,6 +5,7 @@ use crate::sim::client::ClientId;
 use crate::sim::clock::{NodeClock, SEC};
 use crate::sim::disk::Disk;
 use crate::sim::plan::Plan;
+use floe::boot::Founding;
 use floe::metrics::CoreMetrics;
 use floe::read_cell::ReadCells;
 use floe::seam::{Effects, Input};
@@ -137,12 +138,15 @@ impl Process {
         let other = if plan.retunes { (*tuned * 2 / 3).max(least) } else { *tuned };
         *tuned = *node.random.pick(&[*tuned, other]);
         let cells = ReadCells::new(node.id, node.incarnation, shards);
+        let members = (1..=plan.cores.len() as u64).map(NodeId).collect();
+        let founding = Founding { members, shards: plan.shards, replication: plan.replication as u32 };
         let start = |core| {
             let config = WorkerConfig {
                 me: CoreAddr { node: node.id, core },
                 cores,
                 cluster: 0xF10E,
                 new_store_uuid: uuid,
+                founding: founding.clone(),
                 shard: ShardConfig { cores, ..shard.clone() },
                 wal: plan.wal.clone(),
                 bootstrap: shards.clone(),

@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 fn temp_dir() -> TempDir {
@@ -282,7 +282,7 @@ fn a_shard_in_tables_answers_cold_conditions_and_reads_and_restarts_from_its_tab
 }
 
 #[test]
-fn random_bytes_and_cut_frames_on_the_port_stop_nothing() {
+fn random_bytes_on_the_port_stop_nothing() {
     let dir = temp_dir();
     let members = members();
     let engines = open_cluster(dir.path(), &members, 1);
@@ -313,6 +313,16 @@ fn a_node_of_another_cluster_is_kept_out() {
     };
     let stranger = open(3, 2);
     let first = open(1, 1);
+    // Ten election timeouts: with the stranger it would be a quorum, and each would lead some shard.
+    let until = Instant::now() + 10 * Config::embedded("").election_timeout_max;
+    while Instant::now() < until {
+        for node in [&first, &stranger] {
+            let leaders = node.leaders();
+            assert!(!leaders.is_empty() && leaders.values().all(Option::is_none), "no quorum: {leaders:?}");
+            assert_eq!(node.metrics().frames_received, 0, "nothing that a stranger says is heard");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
     let alone = first.client().with_timeout(Duration::from_millis(300)).put_blocking("k", "v");
     assert!(matches!(alone, Err(WriteError::TimedOut)), "no quorum with a stranger: {alone:?}");
     let second = open(2, 1);
@@ -330,7 +340,49 @@ fn a_directory_of_another_cluster_or_node_is_refused_by_name() {
     let other =
         Engine::open(Config { node: NodeId(9), ..small(Config::embedded(dir.path())) }).err().unwrap();
     assert!(other.to_string().contains("belongs to node n1, not n9"), "{other}");
+    let more = Config { shards: 2, ..small(Config::embedded(dir.path())) };
+    let other = Engine::open(more).err().unwrap();
+    assert!(other.to_string().contains("founded with members n1, 1 shards, 1 replicas"), "{other}");
     Engine::open(small(Config::embedded(dir.path()))).unwrap().shutdown();
+}
+
+#[test]
+fn another_list_of_members_is_refused_and_other_addresses_are_not() {
+    let dir = temp_dir();
+    let of = |members: Vec<Member>| small(Config::member(dir.path(), NodeId(2), members));
+    Engine::open(of(members())).unwrap().shutdown();
+    for nodes in [2, 4] {
+        let error = Engine::open(of(members_of(nodes))).err().unwrap().to_string();
+        assert!(
+            error.contains("founded with members n1 n2 n3") && error.contains("Put that back"),
+            "{error}"
+        );
+    }
+    Engine::open(of(members())).unwrap().shutdown();
+}
+
+#[test]
+fn tables_without_a_log_are_no_new_node() {
+    let dir = temp_dir();
+    let mut config = small(Config::embedded(dir.path()));
+    config.store = Store::Lsm(LsmSettings { write_buffer_bytes: 1 << 20, ..LsmSettings::default() });
+    let engine = Engine::open(config.clone()).unwrap();
+    for at in 0..2000_u32 {
+        engine.client().put_blocking(at.to_be_bytes(), [1; 700]).unwrap();
+    }
+    engine.shutdown();
+    let trees = || dir.path().join("store").read_dir().unwrap().count();
+    let before = trees();
+    assert!(before > 0, "1.4 MB don't fit in half of 1 MiB");
+    std::fs::remove_file(dir.path().join("node.floe")).unwrap();
+    for lost in ["wal", "dump"] {
+        std::fs::remove_dir_all(dir.path().join(lost)).unwrap();
+    }
+    for _ in 0..2 {
+        let error = Engine::open(config.clone()).err().expect("its log is lost").to_string();
+        assert!(error.contains("node.floe is missing but `store` is there"), "{error}");
+        assert_eq!(trees(), before, "nothing is removed");
+    }
 }
 
 #[test]
@@ -431,6 +483,34 @@ fn a_full_disk_refuses_writes_and_serves_reads_until_there_is_space_again() {
     });
     assert!(matches!(again, Some(Ok(_))), "{again:?}");
     engine.shutdown();
+}
+
+#[test]
+fn a_start_on_a_full_disk_is_refused_by_name_and_loses_nothing() {
+    let Some(mount) = Mount::new(16 << 20) else { return };
+    let config = || small(Config::embedded(Path::new(mount.path()).join("data")));
+    let filler = Path::new(mount.path()).join("filler");
+    let fill = || {
+        let _ = std::fs::write(&filler, vec![0; 16 << 20]);
+    };
+    // One that was never opened.
+    fill();
+    let error = Engine::open(config()).err().expect("not even a boot record has room").to_string();
+    assert!(error.contains("space"), "{error}");
+    std::fs::remove_file(&filler).unwrap();
+    let engine = Engine::open(config()).unwrap();
+    engine.client().put_blocking("k", "v").unwrap();
+    engine.shutdown();
+    for _ in 0..2 {
+        fill();
+        let error = Engine::open(config()).err().expect("its boot record can't be raised").to_string();
+        assert!(error.contains("space"), "{error}");
+        std::fs::remove_file(&filler).unwrap();
+        let engine = Engine::open(config()).unwrap();
+        assert_eq!(engine.client().get_blocking("k").unwrap().as_deref(), Some(&b"v"[..]));
+        engine.client().put_blocking("k", "v").unwrap();
+        engine.shutdown();
+    }
 }
 
 #[test]

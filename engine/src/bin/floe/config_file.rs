@@ -57,9 +57,10 @@ section! {
         driver: DriverName,
         /// Threads that own shards: 1 to 1024. May change between starts.
         cores: u16,
-        /// Shards into which the key space is split evenly when the cluster first starts: 1 to 65536, the same on all nodes.
+        /// Shards into which the key space is split evenly when the cluster first starts: 1 to 65536, the same on all nodes and
+        /// at every start.
         shards: u32,
-        /// Replicas of each shard: 1 to 7; the number of nodes, if there are fewer. The same on all nodes.
+        /// Replicas of each shard: 1 to 7; the number of nodes, if there are fewer. The same on all nodes and at every start.
         replication: usize,
         /// Pins each core's thread to a processor.
         pin_cores: bool,

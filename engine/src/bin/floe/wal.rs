@@ -19,8 +19,8 @@ pub enum WalCommand {
     /// Exit status: 0 = nothing acknowledged is lost (a lost copy of a segment's header, which the
     /// next start makes good, is reported nevertheless); 1 = the log is damaged; 2 = it can't be looked at.
     ///
-    /// A damaged node doesn't start. Restore the file from the same disk, or remove the node from its cluster and
-    /// let it come back with an empty directory under a new id: its shards are copied from their other replicas.
+    /// A damaged node doesn't start. Restore the file from the same disk, or leave the node down and give its
+    /// replicas to other nodes of the cluster: their data is copied from the other replicas.
     Verify(Target),
     /// Shows what the log holds: segments, records, and where each shard stands. Checks it as well.
     ///
