@@ -1,17 +1,17 @@
 //! `floe import`: a file's rows into a cluster, many at once, and on from where it was cut.
 //!
-//! Rows are sent in the order of the file and acknowledged in any. What is remembered in the sidecar file is the
-//! longest beginning of the file of which every row was acknowledged (or is bad, and counted): nothing after it counts as
-//! imported. A row is tried again until it is acknowledged; that is harmless, as it would write the same again. A row
-//! whose key is still under way with another value waits for that one, so that the last row of a key wins.
+//! Rows are batched per shard (`lanes.rs`), in which those of a key keep the order of the file: the last one wins. They are
+//! acknowledged in any order. What is remembered in the sidecar file is the longest beginning of the file of which
+//! every row was acknowledged (or is bad, and counted): nothing after it counts as imported.
 
 use crate::cluster::Cluster;
-use crate::rows::{Format, Shape};
+use crate::lanes::{GivenUp, Lanes};
+use crate::rows::{Format, Row, Shape};
 use clap::Args;
-use floe::{Call, Client, KEY_BYTES_MAX, VALUE_BYTES_MAX, WriteError};
+use floe::{CommandError, KEY_BYTES_MAX, ShardId, VALUE_BYTES_MAX};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 /// How often the sidecar file is written.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
-/// A pause before a row is tried again.
-const RETRY_AFTER: Duration = Duration::from_millis(50);
+/// Lines whose fate isn't known, at the most: bad ones and empty ones pile up behind one that waits.
+const LINES_MAX: usize = 1 << 20;
 /// Bad rows that are listed in full.
 const LISTED_MAX: usize = 20;
 /// Longest line that is read as one: the largest row as `floe export` writes it, in which a byte may take six ("\u0001").
@@ -57,9 +57,9 @@ pub struct ImportArgs {
     /// The first line is no row.
     #[arg(long)]
     header: bool,
-    /// Rows under way at once.
-    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=60_000))]
-    outstanding: u32,
+    /// MiB of rows that are not acknowledged: they lie in memory, some of them twice.
+    #[arg(long, default_value_t = 16, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=32))]
+    window: u32,
     /// Seconds after which a row that can't be written ends the import.
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     patience: u64,
@@ -78,37 +78,20 @@ struct Mark {
     bad: u64,
 }
 
-/// A row that was sent.
-struct Sent {
-    key: Vec<u8>,
-    value: Vec<u8>,
+/// A line that was read, in the order of the file.
+struct Line {
     /// Where the file goes on after it.
     end: u64,
-    line: u64,
-    outcome: Outcome,
+    fate: Fate,
 }
 
-enum Outcome {
-    Awaited(Call<u64, WriteError>),
-    Written,
-    /// It can't be a row.
+enum Fate {
+    /// It is not a row.
+    Nothing,
+    /// It can't be a row: why.
     Bad(String),
-    /// It may be written or not.
-    Failed(WriteError),
-}
-
-impl Sent {
-    /// Waits for its outcome, if that isn't known.
-    fn settle(&mut self) {
-        self.outcome = match std::mem::replace(&mut self.outcome, Outcome::Written) {
-            Outcome::Awaited(call) => match call.wait() {
-                Ok(_) => Outcome::Written,
-                Err(WriteError::Invalid(reason)) => Outcome::Bad(reason.to_string()),
-                Err(error) => Outcome::Failed(error),
-            },
-            known => known,
-        };
-    }
+    Awaited(ShardId),
+    Written,
 }
 
 pub fn run(args: ImportArgs) -> Result<(), String> {
@@ -128,12 +111,10 @@ pub fn run(args: ImportArgs) -> Result<(), String> {
         eprintln!("going on after line {} of {name}, where an earlier import was cut", mark.lines);
     }
     let mut import = Import {
-        client: args.cluster.client()?,
-        patience: Duration::from_secs(args.patience),
-        window: args.outstanding as usize,
+        lanes: Lanes::new(args.cluster.client()?, Duration::from_secs(args.patience)),
+        window_bytes: (args.window as usize) << 20,
         mark,
-        sent: VecDeque::new(),
-        keys: BTreeSet::new(),
+        lines: VecDeque::new(),
         listed: Vec::new(),
         bar: bar(len, mark.offset),
         sidecar,
@@ -172,14 +153,11 @@ fn bar(len: u64, from: u64) -> ProgressBar {
 }
 
 struct Import {
-    client: Client,
-    patience: Duration,
-    window: usize,
+    lanes: Lanes,
+    window_bytes: usize,
     mark: Mark,
-    /// In the order of the file.
-    sent: VecDeque<Sent>,
-    /// Keys of what is under way.
-    keys: BTreeSet<Vec<u8>>,
+    /// Those after the mark.
+    lines: VecDeque<Line>,
     /// Line numbers and reasons of the first bad rows.
     listed: Vec<(u64, String)>,
     bar: ProgressBar,
@@ -213,80 +191,66 @@ impl Import {
             if line.last() == Some(&b'\n') {
                 line.pop();
             }
-            if line.is_empty() || (header && number == 1) {
-                self.skip(offset, number)?;
-                continue;
-            }
-            match shape.row(&line) {
-                Ok((key, value)) => self.send(key, value, offset, number)?,
-                Err(reason) => {
-                    self.bad(number, reason);
-                    self.skip(offset, number)?;
-                }
-            }
+            let is_none = line.is_empty() || (header && number == 1);
+            let row = (!is_none).then(|| row(shape, &line));
+            self.take(offset, row)?;
         }
         while self.finish_first()? {}
         Ok(())
     }
 
-    fn send(&mut self, key: Vec<u8>, value: Vec<u8>, end: u64, line: u64) -> Result<(), String> {
-        while self.sent.len() >= self.window || self.keys.contains(&key) {
+    /// A line that ends at `end`: a row, a bad one, or none. Waits while too much is under way.
+    fn take(&mut self, end: u64, row: Option<Result<Row, String>>) -> Result<(), String> {
+        let number = self.mark.lines + self.lines.len() as u64 + 1;
+        let fate = match row {
+            None => Fate::Nothing,
+            Some(Err(reason)) => Fate::Bad(reason),
+            Some(Ok((key, value))) => Fate::Awaited(self.lanes.add(number, key, value).map_err(given_up)?),
+        };
+        self.lines.push_back(Line { end, fate });
+        self.note_written()?;
+        while self.lanes.bytes() > self.window_bytes || self.lines.len() > LINES_MAX {
             self.finish_first()?;
         }
-        let outcome = Outcome::Awaited(self.client.put(&key, &value));
-        self.keys.insert(key.clone());
-        self.sent.push_back(Sent { key, value, end, line, outcome });
         Ok(())
     }
 
-    /// A line without a row: everything before it must be done before it counts.
-    fn skip(&mut self, end: u64, line: u64) -> Result<(), String> {
-        while self.finish_first()? {}
-        (self.mark.offset, self.mark.lines) = (end, line);
-        Ok(())
-    }
-
-    /// Waits until the oldest row is done; false if there is none.
+    /// Waits for the oldest line's lane, if its fate isn't known; false if there is no line.
     fn finish_first(&mut self) -> Result<bool, String> {
-        let (since, mut pause) = (Instant::now(), Duration::ZERO);
-        loop {
-            let Some(first) = self.sent.front_mut() else { return Ok(false) };
-            first.settle();
-            let Outcome::Failed(error) = &first.outcome else { break };
-            if since.elapsed() > self.patience {
-                return Err(format!("line {} can't be written: {error}", first.line));
-            }
-            self.bar.set_message(format!("waiting: {error}"));
-            std::thread::sleep(pause);
-            pause = RETRY_AFTER;
-            self.send_failed_again();
+        let Some(first) = self.lines.front() else { return Ok(false) };
+        if let Fate::Awaited(shard) = first.fate {
+            self.lanes.await_lane(shard).map_err(given_up)?;
         }
-        let Some(Sent { key, end, line, outcome, .. }) = self.sent.pop_front() else { return Ok(false) };
-        self.keys.remove(&key);
-        (self.mark.offset, self.mark.lines) = (end, line);
-        match outcome {
-            Outcome::Bad(reason) => self.bad(line, reason),
-            _ => self.mark.rows += 1,
-        }
-        self.note_progress()?;
+        self.note_written()?;
         Ok(true)
     }
 
-    /// All at once: when a node dies, everything that was on its way there fails together.
-    fn send_failed_again(&mut self) {
-        for sent in &mut self.sent {
-            sent.settle();
-            if let Outcome::Failed(_) = sent.outcome {
-                sent.outcome = Outcome::Awaited(self.client.put(&sent.key, &sent.value));
+    /// Moves the mark beyond all lines whose fate is known.
+    fn note_written(&mut self) -> Result<(), String> {
+        for number in self.lanes.take_done() {
+            self.lines[(number - self.mark.lines - 1) as usize].fate = Fate::Written;
+        }
+        while self.lines.front().is_some_and(|line| !matches!(line.fate, Fate::Awaited(_))) {
+            let Some(Line { end, fate }) = self.lines.pop_front() else { break };
+            (self.mark.offset, self.mark.lines) = (end, self.mark.lines + 1);
+            match fate {
+                Fate::Bad(reason) => self.bad(self.mark.lines, reason),
+                Fate::Written => self.mark.rows += 1,
+                Fate::Nothing | Fate::Awaited(_) => {}
             }
         }
+        self.note_progress()
     }
 
     fn note_progress(&mut self) -> Result<(), String> {
         if self.saved.elapsed() >= SAVE_EVERY {
             self.saved = Instant::now();
             self.sidecar.save(&self.mark)?;
-            self.bar.set_message(format!("{} rows", self.mark.rows));
+            let message = match self.lanes.take_trouble() {
+                Some(trouble) => format!("tried again: {trouble}"),
+                None => format!("{} rows", self.mark.rows),
+            };
+            self.bar.set_message(message);
         }
         self.bar.set_position(self.mark.offset);
         Ok(())
@@ -313,6 +277,22 @@ impl Import {
             eprintln!("  and {} more", bad as usize - self.listed.len());
         }
     }
+}
+
+fn given_up(GivenUp { row, reason }: GivenUp) -> String {
+    format!("line {row} can't be written: {reason}")
+}
+
+/// Key and value of a line that can be written; or what is wrong with it.
+fn row(shape: &Shape, line: &[u8]) -> Result<Row, String> {
+    let (key, value) = shape.row(line)?;
+    let error = match (key.len(), value.len()) {
+        (0, _) => CommandError::EmptyKey,
+        (len, _) if len > KEY_BYTES_MAX => CommandError::KeyTooLong(len),
+        (_, len) if len > VALUE_BYTES_MAX => CommandError::ValueTooLong(len),
+        _ => return Ok((key, value)),
+    };
+    Err(error.to_string())
 }
 
 /// The file beside the imported one that says how far the import is.

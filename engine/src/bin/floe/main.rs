@@ -4,6 +4,7 @@ mod cluster;
 mod config_file;
 mod export;
 mod import;
+mod lanes;
 mod local;
 mod node;
 mod rows;

@@ -13,6 +13,9 @@ pub enum Format {
     Ndjson,
 }
 
+/// Key and value.
+pub type Row = (Vec<u8>, Vec<u8>);
+
 /// Where in a line the key is, and what of it is the value.
 #[derive(Clone, Debug)]
 pub struct Shape {
@@ -38,7 +41,7 @@ impl Shape {
     }
 
     /// Key and value of a line without its end; or what is wrong with it.
-    pub fn row(&self, line: &[u8]) -> Result<(Vec<u8>, Vec<u8>), String> {
+    pub fn row(&self, line: &[u8]) -> Result<Row, String> {
         let (key, value) = match self.format {
             Format::Tsv => {
                 (self.column(line, &self.key)?, self.value.as_ref().map(|at| self.column(line, at)))
