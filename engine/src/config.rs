@@ -116,6 +116,10 @@ pub struct Config {
     /// In-memory log of a shard beyond which slow followers are left to catch up by a dump.
     /// Default 32 MiB.
     pub log_bytes_max: usize,
+    /// In-memory logs of all shards of this node; each core has an equal part. From half of it on slow followers are fed
+    /// less and what only they need is dropped: they catch up by a dump. At all of it writes are refused as
+    /// [`BusyReason::LogMemory`](crate::BusyReason). At least twice `flush_log_bytes` per core. Default 512 MiB.
+    pub log_memory_bytes: usize,
     /// The log.
     pub wal: WalSettings,
 }
@@ -186,6 +190,7 @@ impl Config {
             send_queue_bytes_max: 64 << 20,
             flush_log_bytes: 4 << 20,
             log_bytes_max: 32 << 20,
+            log_memory_bytes: 512 << 20,
             wal: WalSettings::default(),
         }
     }
@@ -221,6 +226,11 @@ impl Config {
             "log_bytes_max",
             self.log_bytes_max >= self.flush_log_bytes,
             "must be at least flush_log_bytes",
+        )?;
+        check(
+            "log_memory_bytes",
+            self.log_memory_bytes / usize::from(self.cores) / 2 >= self.flush_log_bytes,
+            "must be at least twice flush_log_bytes for each core",
         )?;
         check("wal.frames_in_flight", (1..=64).contains(&self.wal.frames_in_flight), "must be 1 to 64")?;
         check("wal.segment_bytes_min", self.wal.segment_bytes_min >= 64 << 10, "must be at least 64 KiB")?;
@@ -298,6 +308,7 @@ impl Config {
             cores: self.cores,
             flush_log_bytes: self.flush_log_bytes,
             log_bytes_max: self.log_bytes_max,
+            core_log_bytes_max: self.log_memory_bytes / usize::from(self.cores),
             quiet_after_ns: nanos(self.quiet_after),
             ..ShardConfig::default()
         }

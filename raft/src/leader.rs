@@ -29,6 +29,7 @@ pub(crate) struct View<'a> {
     pub(crate) tellable: Index,
     pub(crate) log: &'a Log,
     pub(crate) config: &'a Config,
+    pub(crate) pressed: bool,
     pub(crate) membership: &'a Membership,
 }
 
@@ -311,12 +312,14 @@ fn is_worth_a_snapshot(peer: &Progress, view: &View<'_>) -> bool {
     view.now >= peer.snapshot_not_before && view.now < silent_at
 }
 
-/// Sends all there is, within the window; else news of the commit index, if there is any.
+/// Sends all there is, within the window; else news of the commit index, if there is any. While memory runs short, who
+/// holds less than what is committed without it gets one append at a time.
 fn feed_replicate(peer: &mut Progress, view: &View<'_>, outbox: &mut Outbox) {
+    let is_paced = view.pressed && peer.matched < view.commit;
     let mut sent = false;
     loop {
         let Feed::Replicate { window, nudge, .. } = &mut peer.feed else { return };
-        let room = !window.is_full(view.config);
+        let room = if is_paced { window.in_flight().0 == 0 } else { !window.is_full(view.config) };
         let has_entries = room && peer.next <= view.log.last_index();
         let has_news = room && peer.told_commit < view.tellable;
         if !has_entries && (sent || !(has_news || *nudge)) {
@@ -394,6 +397,13 @@ impl Raft {
         Ok(())
     }
 
+    /// Memory for logs runs short on this node, or doesn't any more. Meanwhile a leader feeds followers less that hold
+    /// less than what is committed: a quorum goes on without them. Those that make up the quorum are fed as ever.
+    pub fn set_pressed(&mut self, pressed: bool) {
+        self.pressed = pressed;
+        self.with_leader(|leader, _, _| leader.needs_flush = true);
+    }
+
     /// Messages to `peer` may have got lost: goes back to one append at a time.
     pub fn report_unreachable(&mut self, peer: ReplicaId) {
         self.with_leader(|leader, _, _| {
@@ -454,6 +464,7 @@ impl Raft {
             tellable: self.applying,
             log: &self.log,
             config: &self.config,
+            pressed: self.pressed,
             membership: &self.members.current,
         };
         act(leader, &view, &mut self.outbox)

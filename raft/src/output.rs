@@ -268,4 +268,9 @@ impl Raft {
     pub fn log_bytes(&self) -> usize {
         self.log.bytes()
     }
+
+    /// Of these, the bytes of entries that aren't known to be committed. Linear in their number.
+    pub fn uncommitted_log_bytes(&self) -> usize {
+        self.log.slice(self.commit + 1, self.log.last_index(), usize::MAX).map(Entry::size).sum()
+    }
 }

@@ -100,6 +100,8 @@ pub struct Raft {
     pub(crate) freshness: Freshness,
     /// There is no room for commands: see [`Raft::set_full`].
     pub(crate) full: bool,
+    /// Memory for logs runs short: see [`Raft::set_pressed`].
+    pub(crate) pressed: bool,
     /// A snapshot that was handed out and isn't in place yet. Until it is, the log doesn't change.
     pub(crate) installing: Option<Box<Installing>>,
     pub(crate) outbox: Lazy<Outbox>,
@@ -183,6 +185,7 @@ impl Raft {
             promise: Promise::default(),
             freshness: Freshness::new(now, seed),
             full: false,
+            pressed: false,
             installing: None,
             outbox: Lazy::default(),
             announced: Leadership { term: hard_state.term, leader: None, is_self: false },
@@ -400,6 +403,7 @@ impl Raft {
             tellable: self.applying,
             log: &self.log,
             config: &self.config,
+            pressed: self.pressed,
             membership: &self.members.current,
         }
     }

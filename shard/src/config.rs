@@ -19,6 +19,9 @@ pub struct ShardConfig {
     /// Beyond this much log in memory a shard drops what is dumped, even if a follower still needs
     /// it: that follower gets the dump. Default 32 MiB.
     pub log_bytes_max: usize,
+    /// What the logs in memory of all shards of this core may take together: a part of the node's budget, see
+    /// `log_budget.rs`. At least twice `flush_log_bytes`. Default 256 MiB.
+    pub core_log_bytes_max: usize,
     /// How much of a dump a follower asks for at a time; a multiple of 4096, at most
     /// [`DUMP_PULL_BYTES_MAX`]. Default 1 MiB.
     pub dump_chunk_bytes: u32,
@@ -40,6 +43,7 @@ impl Default for ShardConfig {
             cores: 1,
             flush_log_bytes: 4 << 20,
             log_bytes_max: 32 << 20,
+            core_log_bytes_max: 256 << 20,
             dump_chunk_bytes: 1 << 20,
             dumps_in_flight: 2,
             quiet_after_ns: 1_000_000_000,
@@ -68,6 +72,12 @@ impl ShardConfig {
             return fail(
                 "flush_log_bytes",
                 format!("{} must not exceed log_bytes_max ({})", self.flush_log_bytes, self.log_bytes_max),
+            );
+        }
+        if self.core_log_bytes_max / 2 < self.flush_log_bytes {
+            return fail(
+                "core_log_bytes_max",
+                format!("{} must be at least twice {}", self.core_log_bytes_max, self.flush_log_bytes),
             );
         }
         for (field, value) in [

@@ -203,15 +203,7 @@ impl MultiRaft {
 
     /// Flushes the machine that holds the most of that memory on this core. O(shards of this core).
     pub fn flush_largest(&mut self) {
-        let may = |replica: &Replica| {
-            let Flush { queued, running, not_before, .. } = &replica.flush;
-            replica.takes_part() && !queued && running.is_none() && *not_before <= self.now
-        };
-        let sized = self.slots.values().map(|&slot| (self.replicas[slot].machine.unflushed_bytes(), slot));
-        let largest = sized.filter(|&(bytes, slot)| bytes > 0 && may(&self.replicas[slot])).max();
-        if let Some((_, slot)) = largest {
-            self.want_flush(slot);
-        }
+        self.flush_where_most(|replica| replica.machine.unflushed_bytes());
     }
 
     /// A dump is no longer named by any record: it goes, at once or when the last follower has it.

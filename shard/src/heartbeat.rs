@@ -141,6 +141,7 @@ impl MultiRaft {
         self.ask_members();
         self.queue_head_starts();
         self.look_after_transfers();
+        self.relieve_logs();
     }
 
     /// Makes sure that every connected core gets a beat.

@@ -61,8 +61,7 @@
 //!
 //! # What is not implemented
 //!
-//! Splits and merges, sessions, and a memory budget over all shards of a core (each shard has its own:
-//! [`ShardConfig::log_bytes_max`]).
+//! Splits and merges, and sessions.
 #![forbid(unsafe_code)]
 
 mod archive;
@@ -80,6 +79,7 @@ mod flush;
 mod heartbeat;
 pub mod ids;
 mod jobs;
+mod log_budget;
 mod members;
 mod memory_store;
 mod memory_view;

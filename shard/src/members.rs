@@ -349,6 +349,7 @@ impl MultiRaft {
         if generation > 0 {
             self.push_remove(slot, generation);
         }
+        self.uncount_log(slot);
         self.replicas[slot].machine.destroy();
         self.replicas[slot].machine = Box::new(crate::memory_store::MemoryStore::new());
         self.free.push(slot);

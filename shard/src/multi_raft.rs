@@ -10,6 +10,7 @@ use crate::descriptor::Descriptor;
 use crate::elections::Elections;
 use crate::ids::{CoreAddr, NodeId, ShardId};
 use crate::jobs::Jobs;
+use crate::log_budget::LogBudget;
 use crate::members::{FOUNDED_AT, MEMBERSHIP_ASKS};
 use crate::output::{DumpRead, DumpRemove, LogWrite, PersistToken, RefusedMessage, ShardState};
 use crate::peer::PeerMessage;
@@ -70,6 +71,9 @@ pub struct MultiRaft {
     pub(crate) incoming: usize,
     pub(crate) outbox: Outbox,
     pub(crate) refuses_proposals: Option<BusyReason>,
+    pub(crate) log_budget: LogBudget,
+    /// What the replicas were last told of whether there is room for commands.
+    told_full: bool,
     /// The log's disk doesn't answer: see [`MultiRaft::set_wedged`].
     pub(crate) wedged: bool,
     /// How long replicas may promise leaders not to help elect anyone else; durable.
@@ -146,6 +150,8 @@ impl MultiRaft {
             incoming: 0,
             outbox: Outbox::default(),
             refuses_proposals: None,
+            log_budget: LogBudget::default(),
+            told_full: false,
             wedged: false,
             promise_allowed_ns: 0,
             promise_owed_ns: 0,
@@ -243,7 +249,8 @@ impl MultiRaft {
         if !is_new {
             raft.owe_promise(self.now, self.promise_owed_ns);
         }
-        raft.set_full(self.refuses_proposals.is_some());
+        raft.set_full(self.is_full());
+        raft.set_pressed(self.log_budget.is_pressed());
         let mut replica = Box::new(Replica::new(&state, descriptor, raft, machine, self.boot_epoch));
         replica.refresh_routes(&self.peers);
         if writes_state {
@@ -373,10 +380,19 @@ impl MultiRaft {
     /// While there is a reason, proposals are refused with it, as followers' commands are ([`Raft::set_full`]);
     /// everything else goes on. O(shards of this core) when that changes.
     pub fn refuse_proposals(&mut self, reason: Option<BusyReason>) {
-        let (was, is) = (self.refuses_proposals.is_some(), reason.is_some());
         self.refuses_proposals = reason;
-        if was != is {
-            self.replicas.iter_mut().for_each(|replica| replica.raft.set_full(is));
+        self.tell_whether_full();
+    }
+
+    fn is_full(&self) -> bool {
+        self.refuses_proposals.is_some() || self.log_budget.refuses
+    }
+
+    /// Tells the replicas, if it has changed.
+    pub(crate) fn tell_whether_full(&mut self) {
+        let is_full = self.is_full();
+        if std::mem::replace(&mut self.told_full, is_full) != is_full {
+            self.replicas.iter_mut().for_each(|replica| replica.raft.set_full(is_full));
         }
     }
 

@@ -105,6 +105,8 @@ pub(crate) struct Replica {
     /// The entry after `applied` waits for a job.
     pub(crate) fetching: bool,
     pub(crate) flush: Flush,
+    /// What the core's budget counts for its log; see `log_budget.rs`.
+    pub(crate) log_bytes_counted: usize,
     pub(crate) incoming: Option<Box<Incoming>>,
     pub(crate) install: Option<Box<Install>>,
 }
@@ -157,6 +159,7 @@ impl Replica {
             apply_to: state.flushed.index,
             fetching: false,
             flush: Flush::default(),
+            log_bytes_counted: 0,
             incoming: None,
             install: None,
         }

@@ -366,6 +366,8 @@ pub enum BusyReason {
     WriteBuffer = 6,
     /// Too many scans that take more than a page are under way.
     Views = 7,
+    /// Memory for the logs of this core's shards is used up: they are dumped as fast as the disk takes them.
+    LogMemory = 8,
 }
 
 /// Why an outcome isn't known.

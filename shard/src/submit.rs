@@ -96,7 +96,8 @@ impl MultiRaft {
         if !replica.raft.is_leader() {
             return Err(replica.not_leader(replica.raft.leader()));
         }
-        if let Some(reason) = self.refuses_proposals {
+        let out_of_memory = self.log_budget.is_full().then_some(BusyReason::LogMemory);
+        if let Some(reason) = self.refuses_proposals.or(out_of_memory) {
             return Err(Refusal::Busy(reason));
         }
         replica.check_command(&command)?;

@@ -24,6 +24,7 @@ impl MultiRaft {
                 self.turn(slot, out);
             }
         }
+        self.weigh_logs();
         self.start_flushes(out);
         self.post_beats(out);
         self.drain_outbox(out);
@@ -70,6 +71,8 @@ impl MultiRaft {
             replica.refresh_routes(&self.peers);
         }
         replica.maybe_compact(self.config.log_bytes_max);
+        self.count_log(slot);
+        let replica = &mut self.replicas[slot];
         if replica.raft.has_ready() || !replica.work.held.is_empty() || !replica.work.own_records.is_empty() {
             self.queue.push(slot);
         }

@@ -456,6 +456,7 @@ fn busy_reason(number: u8) -> Result<BusyReason> {
         5 => Ok(BusyReason::MemberChange),
         6 => Ok(BusyReason::WriteBuffer),
         7 => Ok(BusyReason::Views),
+        8 => Ok(BusyReason::LogMemory),
         _ => Err(unknown("busy reason", number)),
     }
 }

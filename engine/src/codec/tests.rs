@@ -223,8 +223,9 @@ impl Prng {
                     B::MemberChange,
                     B::WriteBuffer,
                     B::Views,
+                    B::LogMemory,
                 ];
-                Refusal::Busy(all[self.below(8) as usize])
+                Refusal::Busy(all[self.below(9) as usize])
             }
             8 => Refusal::NotLeader { leader: None },
             9 => Refusal::NotLeader { leader: Some(self.node()) },

@@ -227,6 +227,8 @@ impl Plan {
         // Groups that go quiet and are woken all the time, now and then, and hardly ever.
         plan.shard.quiet_after_ns = *random.pick(&[0, 50 * MS, 300 * MS, SEC]);
         theme.sharpen(&mut random, &mut plan);
+        // From a budget for all logs that two shards can fill to one that nobody notices.
+        plan.shard.core_log_bytes_max = plan.shard.flush_log_bytes * [2, 8, 1 << 12][(seed % 3) as usize];
         plan
     }
 

@@ -89,6 +89,9 @@ section! {
         flush_log_bytes: Size,
         /// In-memory log of a shard beyond which slow followers are left to catch up by a dump; at least `flush_log_bytes`.
         log_bytes_max: Size,
+        /// In-memory logs of all shards, divided among the cores: from half of it on slow followers are left to catch up by
+        /// dumps, at all of it writes are refused as busy. At least twice `flush_log_bytes` per core.
+        log_memory_bytes: Size,
     }
     wal: WalSection,
     store: StoreSection,
@@ -440,6 +443,7 @@ mod tests {
         config.quiet_after = Duration::MAX;
         config.timeout = Duration::from_micros(1_500);
         config.log_bytes_max = (32 << 20) + 1;
+        config.log_memory_bytes = (512 << 20) + 1;
         config.wal.stuck_after = Some(Duration::from_secs(2));
         config.wal.bytes_max = 5 << 30;
         config.store = Store::Lsm(LsmSettings { cache_bytes: 7 << 20, ..LsmSettings::default() });
