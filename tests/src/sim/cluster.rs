@@ -441,8 +441,8 @@ impl Cluster {
 
     /// The load is spread over the faults that there must be at the least, so that each meets some of it.
     fn is_ahead_of_faults(&self) -> bool {
-        let share = self.plan.load.operations * (self.faults_total + 1) / FAULTS_MIN;
-        self.faults_on && self.plan.demands_faults() && self.clients.counts.begun >= share
+        let share = self.plan.load.operations * (self.faults_drawn + 1) / FAULTS_MIN;
+        self.faults_on && !self.plan.faults.is_empty() && self.clients.counts.begun >= share
     }
 
     fn client_turn(&mut self, client: ClientId) {
