@@ -28,12 +28,13 @@ fn shards(cluster: &Cluster) -> Vec<ShardId> {
 }
 
 fn key(cluster: &Cluster, shard: ShardId, put: usize) -> Vec<u8> {
-    [&cluster.map.get(shard).unwrap().range.start[..], format!("\0{}", put % 10).as_bytes()].concat()
+    [&cluster.map.get(shard).expect("it is in the map").range.start[..], format!("\0{}", put % 10).as_bytes()]
+        .concat()
 }
 
 /// A put of 1 KiB through the shard's leader.
 fn put(cluster: &mut Cluster, shard: ShardId, put: usize) -> Answer {
-    let (leader, key) = (cluster.leader_of(shard).unwrap(), key(cluster, shard, put));
+    let (leader, key) = (cluster.leader_of(shard).expect("it has a leader"), key(cluster, shard, put));
     cluster.put(leader, shard, &key, &[put as u8; 1024])
 }
 
@@ -51,7 +52,7 @@ fn put_all(cluster: &mut Cluster, shards: &[ShardId], puts: usize) {
 }
 
 fn first(cluster: &Cluster, node: usize, shard: ShardId) -> u64 {
-    cluster.nodes[node].multi.status(shard).unwrap().first
+    cluster.nodes[node].multi.status(shard).expect("a replica is there").first
 }
 
 #[test]

@@ -102,7 +102,8 @@ pub struct Cluster {
     pub faults: Coverage,
     pub(crate) traffic: Traffic,
     pub(crate) faults_on: bool,
-    /// Faults so far, of all kinds.
+    /// Faults so far, of all kinds; also those that the plan keeps from striking, so that a run goes on without
+    /// them as it did with them.
     pub faults_total: u64,
     /// Faults drawn so far, whether the plan let them strike or not.
     pub faults_drawn: u64,
@@ -441,7 +442,7 @@ impl Cluster {
 
     /// The load is spread over the faults that there must be at the least, so that each meets some of it.
     fn is_ahead_of_faults(&self) -> bool {
-        let share = self.plan.load.operations * (self.faults_drawn + 1) / FAULTS_MIN;
+        let share = self.plan.load.operations * (self.faults_total + 1) / FAULTS_MIN;
         self.faults_on && !self.plan.faults.is_empty() && self.clients.counts.begun >= share
     }
 

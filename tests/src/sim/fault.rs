@@ -87,7 +87,9 @@ impl Cluster {
     fn lets_strike(&mut self) -> bool {
         let number = self.faults_drawn;
         self.faults_drawn += 1;
-        self.plan.faults_only.as_ref().is_none_or(|only| only.contains(&number))
+        let may = self.plan.faults_only.as_ref().is_none_or(|only| only.contains(&number));
+        self.faults_total += u64::from(!may);
+        may
     }
 
     /// Lets a fault strike any node, one that leads, or the next one with a candidate.

@@ -30,9 +30,9 @@ pub enum Theme {
 impl Theme {
     pub(crate) fn draw(random: &mut Random) -> Self {
         match random.below(100) {
-            0..34 => Self::Anything,
-            34..50 => Self::Elections,
-            50..64 => Self::Leases,
+            0..30 => Self::Anything,
+            30..44 => Self::Elections,
+            44..64 => Self::Leases,
             64..73 => Self::Members,
             73..79 => Self::Log,
             79..85 => Self::Restarts,
