@@ -20,7 +20,7 @@ const READS: ClientId = PROBES + 100_000;
 /// Faults that a run with faults has at the least, if time allows.
 pub const FAULTS_MIN: u64 = 20;
 /// How long the load may take before the run goes on to heal.
-const LOAD_NS_MAX: Nanos = 120 * SEC;
+const LOAD_NS_MAX: Nanos = 600 * SEC;
 /// How long restarts and connections may take after healing.
 const START_NS_MAX: Nanos = 60 * SEC;
 /// How long clients wait at the most, and then some.
