@@ -33,9 +33,7 @@ impl Cluster {
         };
         match open {
             Some(open) => {
-                // Who has looked at the clock too early is found out if it then stands still for long.
-                let longest = if looked.is_some() { 2 * self.plan.election_timeout_ns() } else { 400 * MS };
-                let pause = *self.random.pick(&[0, 0, 0, US, 10 * MS, longest]);
+                let pause = *self.random.pick(&[0, 0, 0, US, 10 * MS, 400 * MS]);
                 let pause = self.random.below(pause + 1);
                 let read = Event::ReadHere(node, incarnation, client, Box::new((open, call, looked)));
                 self.queue.after(pause, read);
