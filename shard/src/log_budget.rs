@@ -125,7 +125,9 @@ impl MultiRaft {
         let holds = |outgoing: &Outgoing| outgoing.holds_from().is_some();
         let holding =
             self.slots.values().filter(|slot| self.replicas[**slot].work.outgoing.iter().any(holds));
-        let Some(slot) = holding.copied().max_by_key(|&slot| self.replicas[slot].dumped_bytes()) else {
+        let held = holding.map(|&slot| (self.replicas[slot].dumped_bytes(), slot));
+        // Where nothing is held, giving up would gain nothing, and what isn't committed may wait for just this follower.
+        let Some((_, slot)) = held.filter(|(bytes, _)| *bytes > 0).max_by_key(|(bytes, _)| *bytes) else {
             return;
         };
         while let Some(at) = self.replicas[slot].work.outgoing.iter().position(holds) {

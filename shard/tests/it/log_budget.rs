@@ -168,3 +168,32 @@ fn two_leaders_full_of_what_waits_for_each_other_both_go_on() {
     let count = asked.iter().filter(|asked| written(asked)).count();
     assert!(count * 1024 > BUDGET, "{count} of {} written", asked.len());
 }
+
+/// One of three nodes has gone, and the one that is left to commit with needs a dump that takes longer than a beat. What
+/// waits to be committed fills the leader's memory: giving up the dump would free nothing of it.
+#[test]
+fn a_leader_full_of_what_waits_for_a_dump_to_arrive_goes_on_with_the_dump() {
+    let mut cluster = cluster(1);
+    let shard = shards(&cluster)[0];
+    let leader = cluster.leader_of(shard).unwrap();
+    let [behind, gone] = others(leader);
+    cluster.isolated.insert(behind);
+    cluster.run(1000);
+    for number in 0..1000 {
+        let key = format!("{number:04}");
+        let answer = cluster.put(leader, shard, key.as_bytes(), &[number as u8; 1024]);
+        assert!(matches!(answer, Answer::Written { .. }), "{answer:?}");
+    }
+    cluster.isolated = [gone].into();
+    let asked: Vec<_> = (0..BUDGET >> 10)
+        .map(|number| cluster.submit(leader, write(shard, &key(&cluster, shard, number), &[1; 1024])))
+        .collect();
+    let begun = cluster.now;
+    cluster.run_until("answered", |cluster| {
+        asked.iter().all(|id| cluster.nodes[leader].answers.contains_key(id))
+    });
+    assert!(cluster.now - begun > 100 * MS, "{} ns: the dump came within a beat or two", cluster.now - begun);
+    let first = &cluster.nodes[leader].answers[&asked[0]];
+    assert!(matches!(first, Answer::Written { .. }), "{first:?}");
+    assert_eq!(cluster.nodes[behind].multi.stats().installs, 1, "it began anew");
+}
