@@ -1,7 +1,8 @@
 //! The deterministic simulator of whole Floe clusters, and the checkers that judge its runs.
 //!
 //! - [`sim`] runs real workers on a simulated disk, network and clock; one seed is one run.
-//! - [`checker`] holds what must be true of every run, apart from production code.
+//! - [`checker`] holds what must be true of every run, apart from production code; the crate `floe-checker` judges
+//!   whether histories are linearizable.
 //!
 //! `cargo run --release -p floe-tests --bin sim -- --seed 7` runs one seed; see `--help`.
 
@@ -9,5 +10,6 @@ pub mod checker;
 pub mod hash;
 pub mod ports;
 pub mod proxy;
-pub mod random;
 pub mod sim;
+
+pub use floe_checker::random;

@@ -6,12 +6,12 @@
 
 use crate::checker::Violation;
 use crate::checker::durability::{Condition, Durability, Intent, Outcome, Stored};
-use crate::checker::linearizability::{Action, Operation};
 use crate::checker::raft_safety::RaftSafety;
 use crate::random::Random;
 use crate::sim::clock::{MS, SEC};
 use crate::sim::plan::Load;
 use bytes::Bytes;
+use floe_checker::linearizability::{Action, Operation};
 use floe_raft::Nanos;
 use floe_shard::{
     Answer, Consistency, Descriptor, MemberChange, NodeId, Query, Refusal, Request, Rest, ShardId, ShardMap,

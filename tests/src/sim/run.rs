@@ -2,7 +2,6 @@
 //! timeouts, every operation answered, every key readable, all replicas of a shard equal; then the
 //! history is judged.
 
-use crate::checker::linearizability::{BUDGET, Verdict, check_keys};
 use crate::checker::{Violation, durability::Stored};
 use crate::sim::client::{ClientId, Counts};
 use crate::sim::clock::{MS, SEC};
@@ -10,6 +9,7 @@ use crate::sim::cluster::{Cluster, Found, PROBES, Traffic, index};
 use crate::sim::coverage::Coverage;
 use crate::sim::node::Process;
 use crate::sim::plan::Plan;
+use floe_checker::linearizability::{BUDGET, Verdict, check_keys};
 use floe_raft::{Mark, Nanos};
 use floe_shard::{MultiRaft, NodeId, ReplicaPlace, ShardId};
 use std::collections::BTreeMap;

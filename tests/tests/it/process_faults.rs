@@ -4,7 +4,7 @@
 use crate::processes::{GUARD, Process, floe, temp_dir};
 use floe::remote::ask_status;
 use floe::{Client, ReadError, WriteBatch, WriteError, WriteOutcome};
-use floe_tests::checker::linearizability::{Action, BUDGET, Operation, Verdict, check_keys};
+use floe_checker::linearizability::{Action, BUDGET, Operation, Verdict, check_keys};
 use floe_tests::ports::free_ports;
 use floe_tests::proxy::Proxy;
 use floe_tests::random::Random;

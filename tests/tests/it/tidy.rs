@@ -44,7 +44,8 @@ fn collect(root: &Path, dir: &Path, into: &mut Vec<Source>) {
             let path = path.strip_prefix(root).expect("found below it").to_string_lossy().into_owned();
             let in_test_dir =
                 path.split('/').any(|part| part == "tests.rs" || part == "tests" || part == "benches");
-            let is_test = in_test_dir && !path.starts_with("tests/src/");
+            let is_test =
+                in_test_dir && !path.starts_with("tests/src/") && !path.starts_with("tests/checker/src/");
             let all = text.lines().map(str::to_owned).enumerate().map(|(at, line)| (at + 1, line));
             // Unit tests are the last item of a file.
             let lines =

@@ -1,9 +1,9 @@
 //! The linearizability checker by itself: on histories from outside, and on random ones to check it.
 
-use floe_tests::checker::history::{History, Judgement, Model};
-use floe_tests::checker::linearizability::{Verdict, check_keys_while};
-use floe_tests::checker::random_history::{Shape, Spoilt, draw, spoil};
-use floe_tests::random::Random;
+use floe_checker::history::{History, Judgement, Model};
+use floe_checker::linearizability::{Verdict, check_keys_while};
+use floe_checker::random::Random;
+use floe_checker::random_history::{Shape, Spoilt, draw, spoil};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
@@ -33,8 +33,26 @@ With --model map:   {:process 0 :type :invoke :f :append :key "x" :value "a"}, a
 
 Exit status: 0 linearizable, 1 not linearizable, 2 unknown within the time, or bad input."#;
 
+/// What a store claims to be.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Claim {
+    /// A register, or one for each `:key`: `:read`, `:write 3`, `:cas [3 4]`; nil at first.
+    Register,
+    /// A map of texts: `:get`, `:put`, `:append`, with `:key` and `:value` or with `:value ["key" "value"]`.
+    Map,
+}
+
+impl From<Claim> for Model {
+    fn from(claim: Claim) -> Self {
+        match claim {
+            Claim::Register => Self::Register,
+            Claim::Map => Self::Map,
+        }
+    }
+}
+
 /// Judges a history from outside; see [`CHECK_HISTORY_HELP`].
-pub fn check_history(file: &Path, model: Model, seconds: u64) -> ExitCode {
+pub fn check_history(file: &Path, claim: Claim, seconds: u64) -> ExitCode {
     const NO_VERDICT: u8 = 2;
     let bytes = match std::fs::read(file) {
         Ok(bytes) => bytes,
@@ -51,7 +69,7 @@ pub fn check_history(file: &Path, model: Model, seconds: u64) -> ExitCode {
             return ExitCode::from(NO_VERDICT);
         }
     };
-    let history = match History::read(text, model) {
+    let history = match History::read(text, claim.into()) {
         Ok(history) => history,
         Err(bad) => {
             eprintln!("{}:{}: {}", file.display(), bad.line, bad.expected);

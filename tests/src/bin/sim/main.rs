@@ -18,7 +18,6 @@ mod twice;
 
 use change::Change;
 use clap::Parser;
-use floe_tests::checker::history::Model;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -80,8 +79,8 @@ enum Command {
         /// One operation per line, EDN as Jepsen prints it or JSON, or a vector of them.
         file: PathBuf,
         /// What the store claims to be.
-        #[arg(long, value_enum, default_value_t = Model::Register)]
-        model: Model,
+        #[arg(long, value_enum, default_value_t = judge::Claim::Register)]
+        model: judge::Claim,
         /// Give up after so many seconds.
         #[arg(long, default_value_t = 60)]
         seconds: u64,

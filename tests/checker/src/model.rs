@@ -1,6 +1,6 @@
 //! The sequential models: what one key does when one operation comes after the other.
 //!
-//! A key holds a value or nothing. The search ([`crate::checker::linearizability`]) knows values by
+//! A key holds a value or nothing. The search ([`crate::linearizability`]) knows values by
 //! number only. Where values are texts, [`Texts`] gives them their numbers, and says what number an append
 //! leaves. It also keeps the number of states small: a text that is no beginning of any text that
 //! somebody saw or expected can't be told from another such text, whatever is appended to it, so all of

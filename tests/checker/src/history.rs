@@ -1,5 +1,5 @@
 //! Histories from outside: what Jepsen or a test harness of another store recorded, judged by the same
-//! search as the simulator's own ([`crate::checker::linearizability`]).
+//! search as the simulator's own ([`crate::linearizability`]).
 //!
 //! A history is one map per line, EDN or JSON (told apart by the first key), or one vector of them:
 //!
@@ -19,15 +19,15 @@
 //! A failing history is cut to its shortest failing prefix: every beginning of a linearizable history is
 //! linearizable, if what is unanswered by then counts as unknown, so halving finds where it broke.
 
-use crate::checker::edn::{BadInput, Form, Reader, Syntax};
-use crate::checker::linearizability::{Operation, Verdict, check_texts};
-use crate::checker::model::{Action, Texts, Value};
+use crate::edn::{BadInput, Form, Reader, Syntax};
+use crate::linearizability::{Operation, Verdict, check_texts};
+use crate::model::{Action, Texts, Value};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
 /// What the store under test claims to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Model {
     /// A register, or one for each `:key`: `:read`, `:write 3`, `:cas [3 4]`; nil at first.
     Register,

@@ -16,8 +16,8 @@
 //! Gibbons & Korach decide plain reads and writes of unique values by such rules alone. With conditional writes,
 //! deletions and repeated values they decide less, and the search does the rest.
 
-use crate::checker::linearizability::Operation;
-use crate::checker::model::{Action, Value};
+use crate::linearizability::Operation;
+use crate::model::{Action, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How often intervals shrink at the most: each time makes the search easier, none is needed.

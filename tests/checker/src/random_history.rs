@@ -5,8 +5,8 @@
 //! that a short argument shows it wrong, whatever the other operations did; every argument rests on
 //! values being written only once.
 
-use crate::checker::linearizability::Operation;
-use crate::checker::model::{Action, Value};
+use crate::linearizability::Operation;
+use crate::model::{Action, Value};
 use crate::random::Random;
 use std::collections::BTreeMap;
 
@@ -225,7 +225,7 @@ fn two_winners(random: &mut Random, history: &[Operation]) -> Option<(usize, Act
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checker::linearizability::{BUDGET, Verdict, check_keys};
+    use crate::linearizability::{BUDGET, Verdict, check_keys};
 
     #[test]
     fn random_histories_are_judged_right() {

@@ -1,4 +1,4 @@
-//! The search of [`crate::checker::linearizability`]: depth first over the orders in which operations may
+//! The search of [`crate::linearizability`]: depth first over the orders in which operations may
 //! have taken effect, never twice from the same configuration.
 //!
 //! Calls and answers stand in one doubly linked list in order of time, as Lowe has it: what may come next, what is
@@ -8,9 +8,9 @@
 //! next deadline: what writes the value that its operation must see is tried first, then what is answered
 //! soonest, then what was never answered.
 
-use crate::checker::linearizability::{Operation, Verdict};
-use crate::checker::model::{Action, Texts, Value, step};
-use crate::checker::reductions::{Prepared, seen_by};
+use crate::linearizability::{Operation, Verdict};
+use crate::model::{Action, Texts, Value, step};
+use crate::reductions::{Prepared, seen_by};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One end of an answered operation, in a doubly linked list in order of time.
@@ -436,7 +436,7 @@ impl<'a> Search<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checker::linearizability::check;
+    use crate::linearizability::check;
     use Action::{Cas, CasFailed, Read, Write};
 
     fn op(called: u64, answered: u64, action: Action) -> Operation {

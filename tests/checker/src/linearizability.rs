@@ -10,11 +10,11 @@
 //!
 //! The search is bounded by a budget of steps. Out of budget is [`Verdict::Unknown`], which is *not* a pass.
 
-pub use crate::checker::model::{Action, Value};
+pub use crate::model::{Action, Value};
 
-use crate::checker::model::Texts;
-use crate::checker::reductions::prepare;
-use crate::checker::search::Search;
+use crate::model::Texts;
+use crate::reductions::prepare;
+use crate::search::Search;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -112,7 +112,7 @@ pub fn check_texts(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checker::model::step;
+    use crate::model::step;
     use crate::random::Random;
     use Action::{Append, Cas, CasFailed, Read, Write};
 

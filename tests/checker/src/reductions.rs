@@ -2,11 +2,11 @@
 //!
 //! An operation without an answer may take effect at any time after its call, or never. The
 //! reductions that keep such histories tractable are exact, none guesses. Before the search:
-//! - intervals shrink to what the values seen in between allow ([`crate::checker::zones`]), which also gives an
+//! - intervals shrink to what the values seen in between allow ([`crate::zones`]), which also gives an
 //!   unanswered write whose value was seen a bound, so that it becomes an ordinary operation;
 //! - values that nobody ever saw or expected are all alike, and so are operations that differ only in such a value.
 //!
-//! In the search ([`crate::checker::search`]):
+//! In the search ([`crate::search`]):
 //! - a value that only one operation writes and that somebody who hasn't taken effect yet must see is not
 //!   overwritten: it never comes back;
 //! - an operation that changes nothing and fits is taken at once, without an alternative;
@@ -16,9 +16,9 @@
 //!   is overwritten unseen, and the order without it is as good;
 //! - which of the unanswered conditional writes took effect is forgotten when what they expect can't come back.
 
-use crate::checker::linearizability::Operation;
-use crate::checker::model::{Action, Texts, UNSEEN, Value};
-use crate::checker::zones::narrow;
+use crate::linearizability::Operation;
+use crate::model::{Action, Texts, UNSEEN, Value};
+use crate::zones::narrow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Operations in order of their calls, unanswered ones apart.
