@@ -42,6 +42,8 @@ pub mod client;
 pub mod clock;
 pub mod codec;
 pub mod config;
+#[cfg(feature = "cli")]
+pub mod config_file;
 pub mod disk;
 mod disk_watch;
 pub mod driver;
@@ -60,6 +62,8 @@ pub mod read_cell;
 pub mod remote;
 pub mod requests;
 pub mod routing;
+#[cfg(feature = "cli")]
+pub mod rows;
 pub mod running;
 pub mod scan;
 pub mod seam;

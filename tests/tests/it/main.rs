@@ -7,6 +7,7 @@ mod check_history;
 mod commands;
 mod documents;
 mod engine;
+mod fuzz;
 mod loop_disk;
 mod many_groups;
 mod members;

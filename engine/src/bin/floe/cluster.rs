@@ -1,7 +1,7 @@
 //! What all commands that talk to a running cluster have in common, and the four that need little else.
 
-use crate::rows::escape;
 use clap::Args;
+use floe::rows::escape;
 use floe::{Client, KEY_BYTES_MAX, ReadError, ScanOptions, VALUE_BYTES_MAX};
 use std::ffi::OsString;
 use std::io::{Read, Write};

@@ -1,8 +1,8 @@
 //! `floe export`: all rows of a cluster, or a range of them, as lines.
 
 use crate::cluster::Cluster;
-use crate::rows::{Format, escape, line};
 use clap::Args;
+use floe::rows::{Format, escape, line};
 use floe::{Pages, ReadError, Row, ScanOptions};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ffi::OsString;

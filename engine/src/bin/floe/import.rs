@@ -6,8 +6,8 @@
 
 use crate::cluster::Cluster;
 use crate::lanes::{GivenUp, Lanes};
-use crate::rows::{Format, Row, Shape};
 use clap::Args;
+use floe::rows::{Format, Row, Shape};
 use floe::{CommandError, KEY_BYTES_MAX, ShardId, VALUE_BYTES_MAX};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -365,7 +365,7 @@ impl Sidecar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rows::line;
+    use floe::rows::line;
 
     #[test]
     fn the_largest_row_of_an_export_is_no_longer_than_a_line_may_be() {

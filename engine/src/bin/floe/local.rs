@@ -1,8 +1,8 @@
 //! `floe local`: a cluster on one machine, to try things with. Each node is a process, so that it can be killed.
 
-use crate::config_file;
 use crate::signals::{StopSignals, terminate};
 use clap::Args;
+use floe::config_file;
 use floe::{Config, Member, NodeId};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};

@@ -1,13 +1,11 @@
 //! The command `floe`: runs nodes, and looks after them.
 
 mod cluster;
-mod config_file;
 mod export;
 mod import;
 mod lanes;
 mod local;
 mod node;
-mod rows;
 mod scrape;
 mod signals;
 mod status;
@@ -66,7 +64,7 @@ fn main() -> ExitCode {
         Command::Scan(args) => cluster::scan(args),
         Command::Import(args) => import::run(args),
         Command::Export(args) => export::run(args),
-        Command::Config => print(&config_file::explain(&config_file::defaults())),
+        Command::Config => print(&floe::config_file::explain(&floe::config_file::defaults())),
         Command::Wal(command) => return wal::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();

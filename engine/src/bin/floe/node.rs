@@ -1,8 +1,8 @@
 //! `floe node`: one node in a process of its own.
 
-use crate::config_file;
 use crate::signals::StopSignals;
 use clap::Args;
+use floe::config_file;
 use floe::{Config, Engine, StartReport};
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -19,6 +19,7 @@ pub type Row = (Vec<u8>, Vec<u8>);
 /// Where in a line the key is, and what of it is the value.
 #[derive(Clone, Debug)]
 pub struct Shape {
+    /// How rows stand in the file.
     pub format: Format,
     /// Column, counted from 1, or field.
     pub key: String,
@@ -30,6 +31,9 @@ pub struct Shape {
 
 impl Shape {
     /// Whether columns are named by numbers, where they must be.
+    ///
+    /// # Errors
+    /// Which one isn't.
     pub fn check(&self) -> Result<(), String> {
         let columns = [Some(&self.key), self.value.as_ref()];
         match columns.into_iter().flatten().find(|column| column_number(column).is_none()) {
@@ -40,7 +44,10 @@ impl Shape {
         }
     }
 
-    /// Key and value of a line without its end; or what is wrong with it.
+    /// Key and value of a line without its end.
+    ///
+    /// # Errors
+    /// What is wrong with it.
     pub fn row(&self, line: &[u8]) -> Result<Row, String> {
         let (key, value) = match self.format {
             Format::Tsv => {
@@ -147,9 +154,9 @@ fn unescape(text: &[u8]) -> Result<Vec<u8>, String> {
             Some(b'\\') => b'\\',
             Some(b'x') => {
                 let digits = rest.as_slice().get(..2).and_then(|two| std::str::from_utf8(two).ok());
-                let value = digits.and_then(|two| u8::from_str_radix(two, 16).ok());
+                let value = digits.and_then(from_hex);
                 rest.nth(1);
-                value.ok_or("it has a \\x without two hexadecimal digits")?
+                value.ok_or("it has a \\x without two hexadecimal digits")?[0]
             }
             _ => return Err("it has a backslash that begins no escape (\\t, \\n, \\r, \\\\, \\xNN)".into()),
         });
@@ -192,6 +199,7 @@ mod tests {
         let error = |shape: Shape, line: &[u8]| shape.row(line).expect_err("it is wrong");
         assert!(error(shape(Format::Tsv, "3", None), b"a\tb").contains("no column 3"));
         assert!(error(shape(Format::Tsv, "1", None), b"a\\q\tb").contains("backslash"));
+        assert!(error(shape(Format::Tsv, "1", None), b"a\\x+1\tb").contains("hexadecimal"));
         assert!(error(shape(Format::Ndjson, "id", None), b"{}").contains("no field \"id\""));
         assert!(error(shape(Format::Ndjson, "id", None), b"[").contains("no JSON"));
         assert!(shape(Format::Tsv, "name", None).check().is_err());

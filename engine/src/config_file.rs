@@ -3,7 +3,7 @@
 //! Both come from one table per section, so that no setting can be read without being explained, or the other way
 //! round. Bounds are checked where the engine checks them ([`Config::validate`]), under the same names.
 
-use floe::{Config, Driver, LsmSettings, Member, NodeId, Store, WalSettings};
+use crate::{Config, Driver, LsmSettings, Member, NodeId, Store, WalSettings};
 use serde::de::{Deserialize, Deserializer, Error};
 use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
@@ -194,7 +194,11 @@ pub fn read(path: &Path) -> Result<Config, String> {
     Ok(config)
 }
 
-fn parse(text: &str) -> Result<Config, String> {
+/// What the text of such a file says; its values are yet to be validated.
+///
+/// # Errors
+/// What is wrong with it: no TOML, an unknown field, a value of another kind, no members.
+pub fn parse(text: &str) -> Result<Config, String> {
     let mut file: NodeSection = toml::from_str(text).map_err(|error| error.to_string())?;
     let mut config = Config::embedded("floe-data");
     let members = std::mem::take(&mut file.members);
