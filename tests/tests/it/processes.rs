@@ -22,11 +22,10 @@ pub fn temp_dir() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-/// So many consecutive ports on which nobody listens; the first.
-fn consecutive_ports(count: u16) -> u16 {
-    let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let firsts = std::iter::repeat_with(|| free_ports(1)[0]).take(1000);
-    firsts.into_iter().find(|first| (1..count).all(|step| free(first + step))).unwrap()
+/// So many consecutive ports on which nobody listens, and that no other test gets; the first.
+fn consecutive_ports(count: usize) -> u16 {
+    let tries = std::iter::repeat_with(|| free_ports(count)).take(1000);
+    tries.into_iter().find(|ports| ports.windows(2).all(|pair| pair[1] == pair[0] + 1)).unwrap()[0]
 }
 
 /// A child that is killed when the test ends, whichever way.
