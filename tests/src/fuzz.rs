@@ -7,7 +7,7 @@
 
 use floe_checker::history::{History, Model};
 use bytes::Bytes;
-use floe::boot::{BootRecord, StreamSet};
+use floe::boot::{BootRecord, Founding, StreamSet};
 use floe::codec::{
     self, Info, MapInfo, NodeStatus, check_body, decode, decode_info, encode, encode_info,
     parse_client_header,
@@ -186,7 +186,15 @@ pub fn boot_record(bytes: &[u8]) {
 
 fn a_boot_record() -> BootRecord {
     let sets = vec![StreamSet { first: 1, cores: 2 }, StreamSet { first: 3, cores: 1 }];
-    BootRecord { cluster: 1, node: NodeId(2), store_uuid: 3, boot_epoch: 4, settled: true, sets }
+    BootRecord {
+        cluster: 1,
+        node: NodeId(2),
+        store_uuid: 3,
+        boot_epoch: 4,
+        settled: true,
+        founding: Founding { members: vec![NodeId(2)], shards: 4, replication: 1 },
+        sets,
+    }
 }
 
 /// A dump, or the descriptor of a shard. A dump's checksum is kept: whatever is changed of one must be found.
