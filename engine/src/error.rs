@@ -31,7 +31,7 @@ pub enum OpenError {
         holder: String,
     },
     /// The listening port can't be taken.
-    #[error("can't listen on {address}: {source}; check this node's address in `members`")]
+    #[error("can't listen on {address}: {source}; {}", what_to_do(source))]
     Listen {
         /// The address.
         address: String,
@@ -78,7 +78,7 @@ pub enum WriteError {
         boundary: bytes::Bytes,
     },
     /// Surely not done: a bound is reached. Try again later, slower.
-    #[error("busy ({0:?}): try again later")]
+    #[error("busy: {0}; try again later")]
     Busy(BusyReason),
     /// Surely not done: the deadline passed before anything was begun (no leader in reach, say).
     #[error("the deadline passed; the write was not begun")]
@@ -91,7 +91,7 @@ pub enum WriteError {
     #[error("unavailable: {0}")]
     Unavailable(String),
     /// Not known: the write may have been done, or may yet be.
-    #[error("the outcome is unknown ({0:?}): the write may have been done, or may yet be")]
+    #[error("the outcome is unknown ({0}): the write may have been done, or may yet be")]
     OutcomeUnknown(UnknownReason),
 }
 
@@ -119,7 +119,7 @@ pub enum ReadError {
     #[error("invalid read: {0}")]
     Invalid(#[from] CommandError),
     /// A bound is reached. Try again later, slower.
-    #[error("busy ({0:?}): try again later")]
+    #[error("busy: {0}; try again later")]
     Busy(BusyReason),
     /// The deadline passed.
     #[error("the deadline passed")]
@@ -171,7 +171,7 @@ impl ReadError {
 pub enum TransferError {
     /// It stays where it is: another transfer of the shard runs, or the target didn't catch up in time, or a
     /// bound is reached. Try again later.
-    #[error("busy ({0:?}): try again later")]
+    #[error("busy: {0}; try again later")]
     Busy(BusyReason),
     /// It stays where it is: the deadline passed before anything was begun (no leader in reach, say).
     #[error("the deadline passed; the transfer was not begun")]
@@ -180,7 +180,7 @@ pub enum TransferError {
     #[error("unavailable: {0}")]
     Unavailable(String),
     /// Not known: leadership may have moved, or may yet. To ask again is harmless.
-    #[error("the outcome is unknown ({0:?}): leadership may have moved, or may yet")]
+    #[error("the outcome is unknown ({0}): leadership may have moved, or may yet")]
     OutcomeUnknown(UnknownReason),
 }
 
@@ -205,6 +205,15 @@ fn explain(refusal: &Refusal) -> String {
         Refusal::BadChange { reason } => format!("the members can't be changed so: {reason}"),
         Refusal::NotAMember { node } => format!("node {node} has no replica of the shard"),
         other => format!("{other:?}"),
+    }
+}
+
+fn what_to_do(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "stop the process that serves there, or give this node another address in `members` (`floe local`: another --port)"
+        }
+        _ => "check this node's address in `members`",
     }
 }
 

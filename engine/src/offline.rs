@@ -21,6 +21,12 @@ pub enum OfflineError {
         /// Who holds the lock, as far as it says so itself.
         holder: String,
     },
+    /// There is no boot record.
+    #[error("{} is no data directory of a node: it has no file node.floe; give what `dir` says in the node's configuration", dir.display())]
+    NoNode {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// A file or directory can't be read.
     #[error("{}: {source}", path.display())]
     Io {
@@ -66,7 +72,10 @@ impl DirectorySurvey {
 pub fn survey_directory(dir: &Path) -> Result<DirectorySurvey, OfflineError> {
     let _lock = lock(dir)?;
     let path = dir.join("node.floe");
-    let bytes = fs::read(&path).map_err(|source| OfflineError::Io { path: path.clone(), source })?;
+    let bytes = fs::read(&path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => OfflineError::NoNode { dir: dir.to_owned() },
+        _ => OfflineError::Io { path: path.clone(), source },
+    })?;
     let record = BootRecord::decode(&bytes).map_err(|reason| OfflineError::BootRecord { path, reason })?;
     let mut streams = Vec::new();
     for stream in record.sets.iter().flat_map(StreamSet::ids) {

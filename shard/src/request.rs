@@ -5,6 +5,7 @@ use crate::ids::{NodeId, ShardId};
 use crate::readable::StateView;
 use bytes::Bytes;
 use floe_raft::Nanos;
+use std::fmt;
 use std::time::Duration;
 
 /// Names one request in flight at one core.
@@ -370,6 +371,22 @@ pub enum BusyReason {
     LogMemory = 8,
 }
 
+impl fmt::Display for BusyReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Requests => "too many requests are under way",
+            Self::UncommittedBytes => "too much of the shard waits to be replicated",
+            Self::DiskFull => "the disk of the node that leads the shard is full; free some space",
+            Self::Transfer => "the shard's leadership is being handed over",
+            Self::Transport => "too much waits to be sent",
+            Self::MemberChange => "another change of the shard's members is under way",
+            Self::WriteBuffer => "the write buffer is full until more of it is in tables",
+            Self::Views => "too many scans hold views of the shards' state",
+            Self::LogMemory => "the memory for logs is full until shards were dumped",
+        })
+    }
+}
+
 /// Why an outcome isn't known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -384,6 +401,18 @@ pub enum UnknownReason {
     ShuttingDown = 3,
     /// The node that executes it answered with something that is no answer to it.
     BadAnswer = 4,
+}
+
+impl fmt::Display for UnknownReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DeadlinePassed => "the deadline passed while it was under way",
+            Self::Disconnected => "the connection to the node that does it broke",
+            Self::LeadershipLost => "the leader was replaced meanwhile",
+            Self::ShuttingDown => "the node stopped meanwhile",
+            Self::BadAnswer => "the node's answer made no sense",
+        })
+    }
 }
 
 #[cfg(test)]

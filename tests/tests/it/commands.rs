@@ -66,6 +66,26 @@ fn status_shows_nodes_and_leaders() {
 }
 
 #[test]
+fn who_makes_a_mistake_is_told_what_to_do() {
+    let complains = |command: &[&str]| {
+        let output = floe().env_remove("FLOE_ENDPOINTS").args(command).output().unwrap();
+        assert!(!output.status.success(), "{command:?}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for (command, names) in [
+        (&["get", "key"][..], "Name some of its nodes: --endpoints HOST:PORT"),
+        (&["status"], "set FLOE_ENDPOINTS"),
+        (&["get", "key", "--endpoints", "127.0.0.1"], "an address is HOST:PORT"),
+        (&["get", "key", "--endpoints", "127.0.0.1:7401,127.0.0.1:99999"], "a port of 1 to 65535"),
+        (&["get", "key", "--endpoints", "127.0.0.1:1"], "is `floe node` running there"),
+        (&["wal", "verify", "nowhere"], "no data directory of a node"),
+    ] {
+        let said = complains(command);
+        assert!(said.contains(names), "{command:?}: {said}");
+    }
+}
+
+#[test]
 fn an_export_of_an_import_is_the_file_again() {
     let dir = temp_dir();
     let (_node, address) = node(dir.path());

@@ -144,7 +144,7 @@ fn mistakes_in_a_configuration_are_answered_with_what_to_do() {
     );
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = format!("listen = \"{}\"\n{own}", taken.local_addr().unwrap());
-    assert!(error(&config_file(dir.path(), &listen)).contains("can't listen on"));
+    assert!(error(&config_file(dir.path(), &listen)).contains("stop the process that serves there"));
 }
 
 #[test]
@@ -155,6 +155,7 @@ fn a_local_cluster_restarts_nothing_and_ends_as_a_whole() {
         Process::start(floe().arg("local").arg("--dir").arg(dir.path()).args(["--port", &port.to_string()]))
     };
     let mut local = start();
+    local.await_line(&format!("export FLOE_ENDPOINTS=127.0.0.1:{port},"));
     let nodes: Vec<_> = (0..3).map(|_| process_of(&local.await_line("serves on"))).collect();
     signal(nodes[1], "KILL");
     local.await_line("has ended");

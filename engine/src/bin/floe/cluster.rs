@@ -2,7 +2,7 @@
 
 use clap::Args;
 use floe::rows::escape;
-use floe::{Client, KEY_BYTES_MAX, ReadError, ScanOptions, VALUE_BYTES_MAX};
+use floe::{Client, KEY_BYTES_MAX, ReadError, ScanOptions, VALUE_BYTES_MAX, WriteError};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStringExt;
@@ -11,18 +11,27 @@ use std::time::Duration;
 /// Which cluster, and how long to wait for it.
 #[derive(Args)]
 pub struct Cluster {
-    /// Addresses of some of its nodes, separated by commas; the others are found.
+    /// Addresses of some of its nodes, separated by commas; the others are found. Needed, here or in the environment.
     #[arg(
         long,
         env = "FLOE_ENDPOINTS",
         value_delimiter = ',',
-        required = true,
+        value_parser = endpoint,
         value_name = "HOST:PORT,..."
     )]
     pub endpoints: Vec<String>,
     /// Seconds after which a request is given up.
     #[arg(long, default_value_t = 10.0, value_parser = seconds, value_name = "SECONDS")]
     pub timeout: f64,
+}
+
+fn endpoint(text: &str) -> Result<String, String> {
+    let port =
+        text.trim().rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse());
+    match port {
+        Some(Ok(1..=u16::MAX)) => Ok(text.trim().to_owned()),
+        _ => Err("an address is HOST:PORT, as 127.0.0.1:7401, with a port of 1 to 65535".into()),
+    }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -35,11 +44,39 @@ impl Cluster {
         Duration::from_secs_f64(self.timeout)
     }
 
+    /// Where to ask.
+    pub fn named(&self) -> Result<&[String], String> {
+        if self.endpoints.is_empty() {
+            return Err(
+                "which cluster? Name some of its nodes: --endpoints HOST:PORT,..., or set FLOE_ENDPOINTS; \
+                        `floe local` starts a cluster to try"
+                    .into(),
+            );
+        }
+        Ok(&self.endpoints)
+    }
+
     /// Connects.
     pub fn client(&self) -> Result<Client, String> {
-        let client = Client::connect(&self.endpoints).map_err(|error| error.to_string())?;
+        let client = Client::connect(self.named()?).map_err(|error| error.to_string())?;
         Ok(client.with_timeout(self.limit()))
     }
+}
+
+/// A failed call's sentence, and where to look if nobody was there to do it.
+fn said(error: impl std::fmt::Display, timed_out: bool) -> String {
+    let hint = if timed_out { "; `floe status` shows which nodes and leaders are missing" } else { "" };
+    format!("{error}{hint}")
+}
+
+fn write_failed(error: WriteError) -> String {
+    let timed_out = error == WriteError::TimedOut;
+    said(error, timed_out)
+}
+
+fn read_failed(error: ReadError) -> String {
+    let timed_out = error == ReadError::TimedOut;
+    said(error, timed_out)
 }
 
 // What the help of `put` says.
@@ -68,7 +105,7 @@ pub fn put(args: PutArgs) -> Result<(), String> {
         args.value.into_vec()
     };
     let client = args.cluster.client()?;
-    client.put_blocking(args.key.into_vec(), value).map(drop).map_err(|error| error.to_string())
+    client.put_blocking(args.key.into_vec(), value).map(drop).map_err(write_failed)
 }
 
 /// Prints a value, with a line end after it. Exit status 1 if there is none.
@@ -86,7 +123,7 @@ pub struct GetArgs {
 
 pub fn get(args: GetArgs) -> Result<(), String> {
     let key = args.key.into_vec();
-    let found = args.cluster.client()?.get_blocking(&key).map_err(|error| error.to_string())?;
+    let found = args.cluster.client()?.get_blocking(&key).map_err(read_failed)?;
     let value = found.ok_or_else(|| format!("there is no key \"{}\"", key.escape_ascii()))?;
     let mut out = value.to_vec();
     if !args.raw {
@@ -106,7 +143,7 @@ pub struct DeleteArgs {
 
 pub fn delete(args: DeleteArgs) -> Result<(), String> {
     let client = args.cluster.client()?;
-    client.delete_blocking(args.key.into_vec()).map(drop).map_err(|error| error.to_string())
+    client.delete_blocking(args.key.into_vec()).map(drop).map_err(write_failed)
 }
 
 /// Prints keys and values in order of the keys: one row per line, a tab between.
@@ -151,7 +188,7 @@ pub fn scan(args: ScanArgs) -> Result<(), String> {
                 eprintln!("{error}");
                 continue;
             }
-            page => page.map_err(|error| error.to_string())?,
+            page => page.map_err(read_failed)?,
         };
         let mut out = Vec::new();
         for row in &rows {

@@ -1,9 +1,9 @@
 //! `floe local`: a cluster on one machine, to try things with. Each node is a process, so that it can be killed.
 
 use crate::signals::{StopSignals, terminate};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use floe::config_file;
-use floe::{Config, Member, NodeId};
+use floe::{Config, LsmSettings, Member, NodeId, Store};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -34,6 +34,15 @@ pub struct LocalArgs {
     /// Threads per node that own shards.
     #[arg(long, default_value_t = 1)]
     cores: u16,
+    /// Where a new cluster's state lies: in tables on disk, or in memory and dumped from time to time.
+    #[arg(long, value_enum, default_value_t = StoreKind::Lsm)]
+    store: StoreKind,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum StoreKind {
+    Lsm,
+    Memory,
 }
 
 enum Event {
@@ -59,7 +68,7 @@ pub fn run(args: &LocalArgs) -> Result<(), String> {
             }
         }
     }
-    crate::print(&greeting(args))?;
+    crate::print(&greeting(&files)?)?;
     spawn("floe-signals", move || {
         while let Ok(signal) = signals.wait() {
             // The receiver goes when all nodes have ended.
@@ -91,15 +100,27 @@ fn config_of(args: &LocalArgs, dir: &Path, node: u16) -> Result<PathBuf, String>
     let members = (1..=args.nodes).map(member).collect();
     let mut config = Config::member(dir.join(format!("node-{node}")), NodeId(u64::from(node)), members);
     (config.shards, config.cores) = (args.shards, args.cores);
+    config.store = match args.store {
+        StoreKind::Lsm => Store::Lsm(LsmSettings::default()),
+        StoreKind::Memory => Store::Memory,
+    };
     config.validate().map_err(|error| error.to_string())?;
     fs::write(&file, config_file::explain(&config))
         .map_err(|error| format!("can't write {}: {error}", file.display()))?;
     Ok(file)
 }
 
-fn greeting(args: &LocalArgs) -> String {
-    let endpoints: Vec<_> = (0..args.nodes).map(|step| format!("127.0.0.1:{}", args.port + step)).collect();
-    format!("{} nodes are starting, on {}. Ctrl-C stops all of them.\n", args.nodes, endpoints.join(","))
+fn greeting(files: &[PathBuf]) -> Result<String, String> {
+    let address = |(number, file): (usize, &PathBuf)| {
+        let config = config_file::read(file)?;
+        config.listen_address().map(str::to_owned).ok_or_else(|| format!("node {number} listens nowhere"))
+    };
+    let addresses = (1..).zip(files).map(address).collect::<Result<Vec<_>, _>>()?.join(",");
+    let nodes = files.len();
+    Ok(format!(
+        "{nodes} nodes are starting. Ctrl-C stops all of them. In another terminal:\n  \
+         export FLOE_ENDPOINTS={addresses}\n  floe put greeting hello\n  floe get greeting\n  floe status --watch\n"
+    ))
 }
 
 struct Node {

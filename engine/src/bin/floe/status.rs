@@ -75,7 +75,7 @@ struct Picture {
 impl Picture {
     fn take(args: &StatusArgs) -> Result<Self, String> {
         let limit = args.cluster.limit().min(ASK_LIMIT);
-        let map = first_map(&args.cluster.endpoints, limit)?;
+        let map = first_map(args.cluster.named()?, limit)?;
         let ask = |(id, address): (u64, String)| {
             thread::spawn(move || {
                 let status = ask_status(&address, limit).map_err(|error| error.reason());
