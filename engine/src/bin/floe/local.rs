@@ -57,6 +57,7 @@ pub fn run(args: &LocalArgs) -> Result<(), String> {
     fs::create_dir_all(&args.dir).map_err(|error| format!("can't make {}: {error}", args.dir.display()))?;
     let dir = fs::canonicalize(&args.dir).map_err(|error| format!("{}: {error}", args.dir.display()))?;
     let files: Vec<_> = (1..=args.nodes).map(|node| config_of(args, &dir, node)).collect::<Result<_, _>>()?;
+    crate::print(&greeting(&files)?)?;
     let (events, arrived) = channel();
     let mut nodes = Vec::new();
     for (number, file) in (1..).zip(&files) {
@@ -68,7 +69,6 @@ pub fn run(args: &LocalArgs) -> Result<(), String> {
             }
         }
     }
-    crate::print(&greeting(&files)?)?;
     spawn("floe-signals", move || {
         while let Ok(signal) = signals.wait() {
             // The receiver goes when all nodes have ended.
