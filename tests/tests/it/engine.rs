@@ -1,14 +1,17 @@
 //! The real engine on real disks and sockets, given bad input on purpose. Nothing here depends on how
 //! fast the machine is; waiting is bounded by deadlines of the engine's own.
 
+use floe::codec::encode;
+use floe::transport::{HelloIdentity, HelloReply, REPLY_LEN};
 use floe::{
     BusyReason, Client, CommandError, Config, Consistency, Engine, LsmSettings, Member, MemberChange, NodeId,
     OpenError, ReadError, ScanOptions, Seat, ShardId, Store, UnknownReason, WriteBatch, WriteError,
     WriteOutcome,
 };
+use floe_shard::{Answer, PeerBatch, PeerMessage};
 use floe_tests::ports::free_ports;
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -301,6 +304,45 @@ fn random_bytes_on_the_port_stop_nothing() {
     }
     write_all(&engines[2].client(), b"still here");
     read_all(&engines[0].client(), b"still here");
+}
+
+/// Connects as core 0 of this node, says hello, and is accepted.
+fn connect_as(node: NodeId, to: &str) -> TcpStream {
+    let store_uuid = u128::from(node.0) << 64;
+    let cluster = Config::embedded("").cluster;
+    let hello = HelloIdentity { cluster, node, store_uuid, boot_epoch: 1, cores: 1 }.hello(0, 0);
+    let mut socket = TcpStream::connect(to).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket.write_all(&hello.encode()).unwrap();
+    let mut reply = [0; REPLY_LEN];
+    socket.read_exact(&mut reply).unwrap();
+    let reply = HelloReply::parse(&reply).unwrap();
+    assert!(matches!(reply, HelloReply::Accepted(_)), "{reply:?}");
+    socket
+}
+
+#[test]
+fn a_frame_that_is_cut_anywhere_after_a_valid_hello_ends_its_connection_alone() {
+    let dir = temp_dir();
+    let members = members();
+    let mut engines = open_cluster(dir.path(), &members, 1);
+    write_all(&engines[2].client(), b"before");
+    // In whose place others speak now; were it there, it would take its connection back.
+    engines.remove(0).shutdown();
+    let messages = vec![PeerMessage::Answer { id: u64::MAX, answer: Answer::Done }];
+    let frame = encode(&PeerBatch { messages, ..PeerBatch::default() }).parts.concat();
+    for cut in (1..frame.len()).step_by(3) {
+        let mut socket = connect_as(NodeId(1), &members[2].address);
+        socket.write_all(&frame).unwrap();
+        socket.write_all(&frame[..cut]).unwrap();
+        socket.shutdown(Shutdown::Write).unwrap();
+        let mut rest = Vec::new();
+        let end = socket.read_to_end(&mut rest).map_err(|error| error.kind());
+        assert!(matches!(end, Ok(_) | Err(ErrorKind::ConnectionReset)), "cut at {cut}: still open, {end:?}");
+    }
+    assert!(engines.iter().all(|engine| engine.status().cores.iter().all(|core| core.runs)));
+    write_all_among_changes(&engines[1].client(), b"after");
+    read_all(&engines[0].client(), b"after");
 }
 
 #[test]
