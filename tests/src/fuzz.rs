@@ -5,7 +5,6 @@
 //! and reading that again must give the same. Checksums are made right first: they are no defence against a writer
 //! with a bug, and would keep a fuzzer at the door.
 
-use floe_checker::history::{History, Model};
 use bytes::Bytes;
 use floe::boot::{BootRecord, Founding, StreamSet};
 use floe::codec::{
@@ -17,6 +16,7 @@ use floe::transport::{HELLO_LEN, Hello};
 use floe::wal::record::{Item, RECORD_HEAD, encode_item, item_len, parse_item};
 use floe::wal::{Record, ShardState};
 use floe::{Config, NodeId, ShardId, WriteBatch, config_file};
+use floe_checker::history::{History, Model};
 use floe_raft::{Entry, EntryKind, HardState, Mark, ReplicaId};
 use floe_shard::peer::{PeerBatch, PeerMessage};
 use floe_shard::request::{Consistency, Query, Request};
