@@ -44,6 +44,7 @@ pub mod codec;
 pub mod config;
 #[cfg(feature = "cli")]
 pub mod config_file;
+mod connections;
 pub mod disk;
 mod disk_watch;
 pub mod driver;

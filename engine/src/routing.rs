@@ -16,7 +16,7 @@ use floe_shard::{CoreAddr, NodeId, ShardId, ViewId};
 impl Running {
     /// What was forwarded there is in doubt if it writes; reads are tried again.
     pub(crate) fn peer_down(&mut self, now: Nanos, peer: CoreAddr, effects: &mut Effects) {
-        self.peers.remove(&peer);
+        self.connections.down(peer);
         // What was for it must not reach its next process, which counts its requests anew.
         self.batches.remove(&peer);
         self.held.iter_mut().for_each(|held| held.sends.retain(|(to, _)| *to != peer));
@@ -86,14 +86,10 @@ impl Running {
             return self.multi.read_in(id, query.clone(), state);
         }
         let is_local = matches!(pending.origin, Origin::Local(_));
-        if is_local && view.node != self.config.me.node && self.is_connected(view.node) {
+        if is_local && view.node != self.config.me.node && self.connections.reaches(view.node) {
             return self.forward(now, id, Some(view.node));
         }
         self.finish(now, id, Answer::Refused(Refusal::ViewGone), effects);
-    }
-
-    fn is_connected(&self, node: NodeId) -> bool {
-        self.peers.keys().any(|peer| peer.node == node)
     }
 
     /// An answer, from the replicas here or (`from`) from the core it was forwarded to.
@@ -146,9 +142,9 @@ impl Running {
         let me = self.config.me;
         let Some(pending) = self.requests.get_mut(id) else { return };
         let target = leader.filter(|&node| node != me.node).and_then(|node| {
-            let (_, &cores) = self.peers.iter().find(|(peer, _)| peer.node == node)?;
+            let cores = self.connections.cores_of(node)?;
             let peer = CoreAddr { node, core: pending.request.shard().core(cores) };
-            self.peers.contains_key(&peer).then_some(peer)
+            self.connections.is_up(peer).then_some(peer)
         });
         // A second refusal from the same place means that it doesn't know better: wait a little.
         let Some(peer) = target.filter(|&peer| pending.place != Place::Forwarded(peer)) else {

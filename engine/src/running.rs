@@ -3,13 +3,14 @@
 use crate::boot::{BootRecord, WITHOUT_IT, stream_name};
 use crate::codec;
 use crate::config::WalSettings;
+use crate::connections::{Connections, silent_looks_max};
 use crate::disk::{DiskResult, OpId, OpOwner};
 use crate::disk_watch::{Change, DiskWatch};
 use crate::dumps::Dumps;
 use crate::metrics::{add, set};
 use crate::promise::DurablePromise;
 use crate::requests::{Origin, Place, Requests};
-use crate::seam::{CoreMessage, Effects, Event, Failure, Input, StartReport};
+use crate::seam::{CoreMessage, DisconnectReason, Effects, Event, Failure, Input, StartReport};
 use crate::settle::Settling;
 use crate::start::{Found, FoundAll};
 use crate::wal::{FrameSeq, Record, Wal, WalConfig};
@@ -53,7 +54,7 @@ pub struct Running {
     pub(crate) dumps: Dumps,
     pub(crate) requests: Requests,
     pub(crate) parked: Vec<RequestId>,
-    pub(crate) peers: BTreeMap<CoreAddr, u16>,
+    pub(crate) connections: Connections,
     pub(crate) held: VecDeque<Held>,
     /// Everything found at start stands in this core's stream once it is durable up to here.
     pub(crate) settled_at: Option<FrameSeq>,
@@ -124,7 +125,7 @@ impl Running {
             dumps: Dumps::default(),
             requests: Requests::new(),
             parked: Vec::new(),
-            peers: BTreeMap::new(),
+            connections: Connections::default(),
             held: VecDeque::new(),
             settled_at: None,
             settling: Settling::new(record.clone()),
@@ -166,9 +167,10 @@ impl Running {
 
     fn on_frame(&mut self, now: Nanos, from: CoreAddr, body: bytes::Bytes, effects: &mut Effects) {
         add(&self.config.metrics.frames_received, 1);
+        self.connections.heard(from);
         let mut batch = match codec::decode(body) {
             Ok(batch) => batch,
-            Err(error) => return effects.disconnects.push((from, error.to_string())),
+            Err(error) => return effects.disconnects.push((from, error.into())),
         };
         let mut kept = Vec::with_capacity(batch.messages.len());
         for message in batch.messages.drain(..) {
@@ -212,7 +214,7 @@ impl Running {
 
     /// A connection is up.
     pub fn peer_up(&mut self, now: Nanos, peer: CoreAddr, cores: u16) {
-        self.peers.insert(peer, cores);
+        self.connections.up(peer, cores);
         self.multi.peer_up(now, peer.node, cores);
         self.housekeeping_at = now;
     }
@@ -339,7 +341,7 @@ impl Running {
     /// One frame per peer and turn.
     fn send(&mut self, effects: &mut Effects) {
         for (peer, batch) in std::mem::take(&mut self.batches) {
-            if batch.is_empty() || !self.peers.contains_key(&peer) {
+            if batch.is_empty() || !self.connections.is_up(peer) {
                 continue;
             }
             let frame = codec::encode(&batch);
@@ -351,6 +353,7 @@ impl Running {
 
     fn housekeep(&mut self, now: Nanos, effects: &mut Effects) {
         self.housekeeping_at = now + HOUSEKEEPING_NS;
+        self.close_stuck(effects);
         for id in std::mem::take(&mut self.parked) {
             if self.requests.get_mut(id).is_some_and(|pending| pending.place == Place::Parked) {
                 self.try_once(now, id, effects);
@@ -367,6 +370,13 @@ impl Running {
         let gone = self.config.cells.views.take_gone(now);
         if !gone.is_empty() {
             self.multi.free(gone);
+        }
+    }
+
+    fn close_stuck(&mut self, effects: &mut Effects) {
+        let looks = silent_looks_max(self.config.shard.raft.election_timeout_max_ns, HOUSEKEEPING_NS);
+        for peer in self.connections.look(looks) {
+            effects.disconnects.push((peer, DisconnectReason::Silent { ms: looks * HOUSEKEEPING_NS / MS }));
         }
     }
 

@@ -4,6 +4,7 @@
 //! glommio. Everything on the core's side is deterministic: the same inputs at the same times give the same
 //! effects. See [`crate::worker::Worker`].
 
+use crate::codec::CodecError;
 use crate::disk::{DiskCalls, DiskResult, OpId};
 use bytes::Bytes;
 use floe_raft::Nanos;
@@ -100,10 +101,24 @@ pub struct Effects {
     pub answers: Vec<(RequestId, Answer)>,
     /// For other cores of this node.
     pub to_cores: Vec<(u16, CoreMessage)>,
-    /// Connections to close because of what came in on them, with the reason.
-    pub disconnects: Vec<(CoreAddr, String)>,
+    /// Connections to close.
+    pub disconnects: Vec<(CoreAddr, DisconnectReason)>,
     /// What whoever runs the node should know.
     pub events: Vec<Event>,
+}
+
+/// Why a connection is to be closed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DisconnectReason {
+    /// What came in on it is no frame of a peer's.
+    #[error(transparent)]
+    BadFrame(#[from] CodecError),
+    /// Nothing has come in for long, while the peer should beat: it or the connection is stuck.
+    #[error("nothing has come in for {ms} ms: is it stuck?")]
+    Silent {
+        /// For how long at the least.
+        ms: u64,
+    },
 }
 
 /// A turn in a core's life that its node must know.

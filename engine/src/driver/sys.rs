@@ -13,6 +13,8 @@ pub(crate) const PARTS_MAX: usize = 64;
 /// After so long without an acknowledgement of sent bytes the connection counts as dead. Without it,
 /// retransmission backs off for minutes after a partition.
 const SEND_TIMEOUT_MS: libc::c_int = 5_000;
+/// Above the packets of any network, a quarter of the smallest window that Linux shrinks to.
+const SEGMENT_BYTES_MAX: libc::c_int = 16 << 10;
 const KEEPALIVE_IDLE_S: libc::c_int = 5;
 const KEEPALIVE_INTERVAL_S: libc::c_int = 2;
 const KEEPALIVE_PROBES: libc::c_int = 3;
@@ -63,13 +65,27 @@ pub(crate) fn watch_connection(socket: BorrowedFd<'_>) -> io::Result<()> {
         (tcp, libc::TCP_KEEPCNT, KEEPALIVE_PROBES),
         (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
     ] {
-        let len = size_of_val(&value) as libc::socklen_t;
-        // SAFETY: the option's value is a c_int that lives across the call, and `len` is its size.
-        let result =
-            unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len) };
-        check(result)?;
+        set_option(socket, level, name, value)?;
     }
     Ok(())
+}
+
+fn set_option(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the option's value is a c_int that lives across the call, and `len` is its size.
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len) })
+        .map(drop)
+}
+
+/// Bounds the segments of all connections that `listener` will accept, in both directions. On a loopback device they have
+/// up to 64 KiB otherwise, more than the window of a receiver that was short of buffers: see `connections.rs`.
+pub(crate) fn bound_segments(listener: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(listener, libc::IPPROTO_TCP, libc::TCP_MAXSEG, SEGMENT_BYTES_MAX)
 }
 
 /// Waits until a descriptor can be read, or accepted from; false if the time runs out.
@@ -125,4 +141,32 @@ pub(crate) fn locked_memory_max() -> io::Result<u64> {
     // SAFETY: the kernel fills the one struct that is pointed to.
     check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
     Ok(limit.rlim_cur)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    fn segment_bytes(socket: &TcpStream) -> libc::c_int {
+        let (mut value, mut len) = (0, size_of::<libc::c_int>() as libc::socklen_t);
+        let (into, fd) = ((&raw mut value).cast(), socket.as_raw_fd());
+        // SAFETY: the kernel writes at most `len` bytes, the size of `value`, to `value`.
+        check(unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_MAXSEG, into, &raw mut len) })
+            .unwrap();
+        value
+    }
+
+    #[test]
+    fn segments_of_accepted_connections_are_bounded_both_ways() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        bound_segments(listener.as_fd()).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        for socket in [client, server] {
+            let bytes = segment_bytes(&socket);
+            assert!((536..=SEGMENT_BYTES_MAX).contains(&bytes), "{bytes}");
+        }
+    }
 }

@@ -54,6 +54,7 @@ impl Acceptor {
         gateway: Option<Arc<Gateway>>,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
+        sys::bound_segments(listener.as_fd())?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             known,

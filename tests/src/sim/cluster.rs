@@ -21,7 +21,7 @@ use crate::sim::plan::{FaultKind, Plan};
 use crate::sim::run::FAULTS_MIN;
 use crate::sim::trace::Trace;
 use floe::read_cell::Open;
-use floe::seam::Input;
+use floe::seam::{DisconnectReason, Input};
 use floe_raft::Nanos;
 use floe_shard::{Answer, CoreAddr, Descriptor, NodeId, RequestId, pre_split};
 use std::collections::{BTreeMap, BTreeSet};
@@ -409,8 +409,10 @@ impl Cluster {
             self.network.send(now, me, to, &frame);
         }
         for (peer, reason) in effects.disconnects.drain(..) {
-            self.violation
-                .get_or_insert(Violation::new("protocol", format!("{me} refuses {peer}: {reason}")));
+            if let DisconnectReason::BadFrame(error) = reason {
+                self.violation
+                    .get_or_insert(Violation::new("protocol", format!("{me} refuses {peer}: {error}")));
+            }
             self.network.disconnect(now, me, peer);
         }
         let answers: Vec<_> = effects.answers.drain(..).collect();

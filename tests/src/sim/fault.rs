@@ -421,6 +421,13 @@ impl Cluster {
         }
     }
 
+    /// The connections from one node to another are stuck until somebody replaces them: [`Network::stick`].
+    ///
+    /// [`Network::stick`]: crate::sim::network::Network::stick
+    pub fn stick(&mut self, from: usize, to: usize) {
+        self.network.stick(self.nodes[from].id, self.nodes[to].id);
+    }
+
     /// Blocks directions for a while.
     pub fn block(&mut self, directions: Vec<(NodeId, NodeId)>, lasts: Nanos) {
         let now = self.now();

@@ -94,6 +94,8 @@ struct Link {
     arrived_at: [Nanos; 2],
     /// Frames towards a side that is blocked.
     held: [Vec<Bytes>; 2],
+    /// The connection brings nothing to a side any more, and neither end is told.
+    stuck: [bool; 2],
 }
 
 /// The network of a cluster.
@@ -189,6 +191,16 @@ impl Network {
         }
     }
 
+    /// The connections from one node to another are stuck: nothing arrives on them in this direction until they are
+    /// replaced.
+    pub fn stick(&mut self, from: NodeId, to: NodeId) {
+        for (pair, link) in &mut self.links {
+            if let (Some(_), Some(side)) = (side_of(pair, from), side_of(pair, to)) {
+                link.stuck[side] = true;
+            }
+        }
+    }
+
     /// Opens every direction.
     pub fn open_all(&mut self, now: Nanos) {
         for (from, to) in self.blocked.keys().copied().collect::<Vec<_>>() {
@@ -217,7 +229,7 @@ impl Network {
         let pair = pair_of(from, to);
         let Some(link) = self.links.get_mut(&pair) else { return };
         let side = usize::from(pair[1] == to);
-        if !link.connected || link.known[1 - side] != Some(link.generation) {
+        if !link.connected || link.stuck[side] || link.known[1 - side] != Some(link.generation) {
             return;
         }
         self.sent.frames += 1;
@@ -296,6 +308,7 @@ impl Network {
         let link = self.links.entry(pair).or_default();
         link.generation += 1;
         link.connected = true;
+        link.stuck = [false; 2];
         link.arrived_at = up_at;
         for (side, at) in up_at.into_iter().enumerate() {
             self.later.push((at, NetEvent::Up(pair, link.generation, side)));

@@ -99,6 +99,19 @@ fn writes_go_on_within_two_election_timeouts_after_a_leader_stops() {
     });
 }
 
+/// As a TCP connection can be without either end's noticing: the follower closes it, and what it lacks arrives on the next
+/// one.
+#[test]
+fn a_connection_that_brings_nothing_any_more_is_replaced() {
+    on_seeds(3, |cluster| {
+        load(cluster, 200)?;
+        let shard = cluster.shards[0].shard;
+        let leader = cluster.leader(shard).expect("the load has found one");
+        cluster.stick(leader, (leader + 1) % 3);
+        heal_and_judge(cluster).map(|_| ())
+    });
+}
+
 /// Its core notices after an election timeout that nothing comes back, and stops leading; another node leads
 /// after another one.
 #[test]

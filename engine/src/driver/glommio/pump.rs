@@ -129,9 +129,9 @@ impl Pump {
             start_call(&self.files, &hub.background, &self.inbox, op, call);
         }
         for (peer, reason) in hub.effects.disconnects.drain(..) {
-            tracing::warn!(%peer, reason, "disconnecting");
+            tracing::warn!(%peer, %reason, "disconnecting");
             if let Some(connection) = self.connections.get(&peer) {
-                connection.end(reason);
+                connection.end(reason.to_string());
             }
         }
         hub.carry_out();

@@ -153,8 +153,8 @@ impl Pump {
             }
         }
         for (peer, reason) in std::mem::take(&mut self.hub.effects.disconnects) {
-            tracing::warn!(%peer, reason, "disconnecting");
-            self.disconnect(peer, &reason);
+            tracing::warn!(%peer, %reason, "disconnecting");
+            self.disconnect(peer, &reason.to_string());
         }
         self.hub.carry_out();
     }
