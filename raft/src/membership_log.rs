@@ -96,6 +96,14 @@ impl MembershipLog {
         all.filter(move |since| *since > after)
     }
 
+    /// Whether `id` votes in the membership at `commit`, which isn't below the log's base, or in a later one. After a restart
+    /// several of them may be committed.
+    pub(crate) fn is_voter_from(&self, commit: Index, id: ReplicaId) -> bool {
+        let later =
+            self.replaced.iter().filter(|(since, _)| *since > commit).map(|(_, membership)| membership);
+        later.chain([self.at(commit), &self.current]).any(|membership| membership.is_voter(id))
+    }
+
     /// The one in force at `index`, which isn't below the log's base.
     pub(crate) fn at(&self, index: Index) -> &Membership {
         if self.since <= index {
@@ -132,6 +140,18 @@ mod tests {
         let expected = [3, 3, 5, 6, 6, 6, 9, 9];
         for (index, since) in (3..).zip(expected) {
             assert_eq!(*sample().at(index), of(since), "at {index}");
+        }
+    }
+
+    #[test]
+    fn whoever_votes_at_the_commit_index_or_later_is_found() {
+        for (commit, voters) in [(3, &[3, 5, 6, 9][..]), (5, &[5, 6, 9]), (8, &[6, 9]), (9, &[9])] {
+            let is_found = |id: &u64| sample().is_voter_from(commit, ReplicaId::new(*id).expect("not 0"));
+            assert_eq!(
+                [3, 5, 6, 9].into_iter().filter(is_found).collect::<Vec<_>>(),
+                voters,
+                "from {commit}"
+            );
         }
     }
 

@@ -441,13 +441,10 @@ impl Raft {
         membership.is_voter(self.id) && membership.voters.iter().chain(&membership.voters_outgoing).all(is_me)
     }
 
-    /// A voter may; so may one that an uncommitted change takes the vote from: its log may be the only
-    /// one that the others can follow. It doesn't count itself then (thesis §4.2.2).
+    /// A voter may; so may one that a change takes the vote from that it doesn't know to be committed: its log may be the
+    /// only one that the others can follow. It doesn't count itself then (thesis §4.2.2).
     pub(crate) fn may_campaign(&self) -> bool {
-        let members = &self.members;
-        let votes = members.current.is_voter(self.id)
-            || (members.since > self.commit && members.at(self.commit).is_voter(self.id));
-        votes && self.installing.is_none() && !self.wedged
+        self.members.is_voter_from(self.commit, self.id) && self.installing.is_none() && !self.wedged
     }
 
     /// A campaign waits for its timer, and for the end of every promise.
