@@ -3,7 +3,7 @@
 use crate::boot::{BootRecord, WITHOUT_IT, stream_name};
 use crate::codec;
 use crate::config::WalSettings;
-use crate::connections::{Connections, silent_looks_max};
+use crate::connections::{self, Connections};
 use crate::disk::{DiskResult, OpId, OpOwner};
 use crate::disk_watch::{Change, DiskWatch};
 use crate::dumps::Dumps;
@@ -125,7 +125,7 @@ impl Running {
             dumps: Dumps::default(),
             requests: Requests::new(),
             parked: Vec::new(),
-            connections: Connections::default(),
+            connections: Connections::new(config.shard.raft.election_timeout_max_ns, HOUSEKEEPING_NS),
             held: VecDeque::new(),
             settled_at: None,
             settling: Settling::new(record.clone()),
@@ -341,19 +341,25 @@ impl Running {
     /// One frame per peer and turn.
     fn send(&mut self, effects: &mut Effects) {
         for (peer, batch) in std::mem::take(&mut self.batches) {
-            if batch.is_empty() || !self.connections.is_up(peer) {
+            let is_due = !batch.is_empty() || self.connections.is_owed(peer);
+            if !is_due || !self.connections.is_up(peer) {
                 continue;
             }
-            let frame = codec::encode(&batch);
-            add(&self.config.metrics.frames_sent, 1);
-            add(&self.config.metrics.bytes_sent, frame.len() as u64);
-            effects.sends.push((peer, frame));
+            self.send_frame(peer, &batch, effects);
         }
+    }
+
+    fn send_frame(&mut self, peer: CoreAddr, batch: &PeerBatch, effects: &mut Effects) {
+        let frame = codec::encode(batch);
+        self.connections.said(peer);
+        add(&self.config.metrics.frames_sent, 1);
+        add(&self.config.metrics.bytes_sent, frame.len() as u64);
+        effects.sends.push((peer, frame));
     }
 
     fn housekeep(&mut self, now: Nanos, effects: &mut Effects) {
         self.housekeeping_at = now + HOUSEKEEPING_NS;
-        self.close_stuck(effects);
+        self.look_after_connections(effects);
         for id in std::mem::take(&mut self.parked) {
             if self.requests.get_mut(id).is_some_and(|pending| pending.place == Place::Parked) {
                 self.try_once(now, id, effects);
@@ -373,10 +379,11 @@ impl Running {
         }
     }
 
-    fn close_stuck(&mut self, effects: &mut Effects) {
-        let looks = silent_looks_max(self.config.shard.raft.election_timeout_max_ns, HOUSEKEEPING_NS);
-        for peer in self.connections.look(looks) {
-            effects.disconnects.push((peer, DisconnectReason::Silent { ms: looks * HOUSEKEEPING_NS / MS }));
+    fn look_after_connections(&mut self, effects: &mut Effects) {
+        let connections::Found { stuck, owed } = self.connections.look();
+        effects.disconnects.extend(stuck.into_iter().map(|peer| (peer, DisconnectReason::Silent)));
+        for peer in owed {
+            self.batches.entry(peer).or_default();
         }
     }
 

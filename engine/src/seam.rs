@@ -114,11 +114,8 @@ pub enum DisconnectReason {
     #[error(transparent)]
     BadFrame(#[from] CodecError),
     /// Nothing has come in for long, while the peer should beat: it or the connection is stuck.
-    #[error("nothing has come in for {ms} ms: is it stuck?")]
-    Silent {
-        /// For how long at the least.
-        ms: u64,
-    },
+    #[error("nothing has come in for five election timeouts: is it stuck?")]
+    Silent,
 }
 
 /// A turn in a core's life that its node must know.

@@ -191,6 +191,11 @@ impl Network {
         }
     }
 
+    /// Connections that were made so far.
+    pub fn connections_made(&self) -> u64 {
+        self.links.values().map(|link| link.generation).sum()
+    }
+
     /// The connections from one node to another are stuck: nothing arrives on them in this direction until they are
     /// replaced.
     pub fn stick(&mut self, from: NodeId, to: NodeId) {

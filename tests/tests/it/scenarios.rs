@@ -112,6 +112,21 @@ fn a_connection_that_brings_nothing_any_more_is_replaced() {
     });
 }
 
+/// A core whose disk doesn't answer doesn't beat, but it says something.
+#[test]
+fn a_stuck_disk_costs_no_connection() {
+    on_seeds(3, |cluster| {
+        load(cluster, 200)?;
+        let shard = cluster.shards[0].shard;
+        let leader = cluster.leader(shard).expect("the load has found one");
+        let before = cluster.network.connections_made();
+        cluster.slow_disk(leader, 500_000, 10 * SEC);
+        cluster.run_for(10 * SEC)?;
+        assert_eq!(cluster.network.connections_made(), before, "connections were made anew");
+        heal_and_judge(cluster).map(|_| ())
+    });
+}
+
 /// Its core notices after an election timeout that nothing comes back, and stops leading; another node leads
 /// after another one.
 #[test]
