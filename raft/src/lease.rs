@@ -18,8 +18,9 @@
 //! 5. Elapsed time comes from the clock. A reader looks at the clock after it has taken the state that it
 //!    reads; a system that is suspended with its monotonic clock stopped needs leases off
 //!    ([`Config::leases`]).
-//! 6. From its proposal until it is applied a membership change leaves no lease. Splits and merges, to which
-//!    the same will apply, aren't there yet.
+//! 6. From its proposal until it is applied a membership change leaves no lease; and a leader that doesn't vote
+//!    itself any more has none, because whoever is left may be an only voter. Splits and merges, to which the
+//!    same will apply, aren't there yet.
 //! 7. A lease begins when the first entry of the leader's own term is applied: before that the state may
 //!    lack what was acknowledged in earlier terms.
 //!
@@ -72,7 +73,7 @@ impl Raft {
     /// every input: it may end early at any of them.
     pub fn lease(&self) -> Option<Lease> {
         let Role::Leader(leader) = &self.role else { return None };
-        if self.members.since > self.applied {
+        if self.members.since > self.applied || !self.members.current.is_voter(self.id) {
             return None;
         }
         let until = leader.lease_end(&self.view(), self.applied)?;
