@@ -22,6 +22,7 @@ use crate::progress::{FeedState, Progress};
 use crate::quorum::{self, VoteResult};
 use crate::raft::{Raft, Role};
 use crate::types::{Entry, EntryKind, Index, Mark, Nanos, ReplicaId};
+use std::sync::Arc;
 
 /// A voter that is at most so many entries behind the commit index has caught up: what it lacks is
 /// less than what is in flight to a busy follower anyway.
@@ -147,6 +148,19 @@ impl Raft {
     /// If `index` is below the log's base.
     pub fn membership_at(&self, index: Index) -> &Membership {
         self.members.at(index)
+    }
+
+    /// The membership in force, to be shared with replicas that have an equal one.
+    pub fn shared_membership(&self) -> &Arc<Membership> {
+        &self.members.current
+    }
+
+    /// Holds `same` in place of its own copy of the membership in force. Of many groups most have the same.
+    ///
+    /// # Panics
+    /// If they aren't equal.
+    pub fn share_membership(&mut self, same: Arc<Membership>) {
+        self.members.share(same);
     }
 
     /// Whether this replica leads, and `peer` has answered nothing in this term: it may not exist yet.

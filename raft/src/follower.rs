@@ -1,5 +1,6 @@
 //! What a replica does when others lead: vote, take appends, acknowledge, install snapshots.
 
+use crate::lazy::Lazy;
 use crate::membership::Membership;
 use crate::message::{Body, FollowerStamp, LeaderStamp, Message};
 use crate::planted::{self, Planted};
@@ -24,13 +25,14 @@ pub(crate) struct Follower {
     /// The newest stamp of the leader; echoed with the next answer.
     leader_sent_at_ns: Nanos,
     /// Reads that wait for the leader's answer, oldest first.
-    pub(crate) forwarded: VecDeque<Forwarded>,
+    pub(crate) forwarded: Lazy<VecDeque<Forwarded>>,
 }
 
 impl Follower {
     /// Follows `leader`, or waits for one.
     pub(crate) fn new(leader: Option<ReplicaId>) -> Self {
-        Self { leader, known: 0, acked: 0, ack_owed: false, leader_sent_at_ns: 0, forwarded: VecDeque::new() }
+        let forwarded = Lazy::default();
+        Self { leader, known: 0, acked: 0, ack_owed: false, leader_sent_at_ns: 0, forwarded }
     }
 
     /// The durable index may have moved: what the leader doesn't know yet is acknowledged.
@@ -49,8 +51,9 @@ impl Follower {
 
     /// Gives up the reads that got no answer in time.
     pub(crate) fn drop_overdue_reads(&mut self, now: Nanos, patience: Nanos, dropped: &mut Vec<u64>) {
-        let is_overdue = |read: &mut Forwarded| read.asked_at.saturating_add(patience) <= now;
-        while let Some(read) = self.forwarded.pop_front_if(is_overdue) {
+        while self.reads_deadline(patience) <= now
+            && let Some(read) = self.forwarded.pop_front()
+        {
             dropped.push(read.context);
         }
     }

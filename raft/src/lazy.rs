@@ -1,6 +1,7 @@
 //! [`Lazy`]: a part of a replica that is there only while it holds something. Of many thousand replicas most are
 //! idle; their empty buffers would be most of what they cost.
 
+use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 
 /// What a [`Lazy`] can hold.
@@ -50,32 +51,38 @@ impl<T: Part> Lazy<T> {
     }
 }
 
+impl<T: 'static> Part for Vec<T> {
+    fn empty() -> &'static Self {
+        const { &Self::new() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+impl<T: 'static> Part for VecDeque<T> {
+    fn empty() -> &'static Self {
+        const { &Self::new() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.is_empty()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[derive(Default)]
-    struct Words(Vec<&'static str>);
-
-    impl Part for Words {
-        fn empty() -> &'static Self {
-            static EMPTY: Words = Words(Vec::new());
-            &EMPTY
-        }
-
-        fn is_empty(&self) -> bool {
-            self.0.is_empty()
-        }
-    }
-
     #[test]
     fn a_part_is_there_from_the_first_change_until_it_is_given_back_empty() {
-        let mut words = Lazy::<Words>::default();
-        assert!(words.0.is_none() && words.is_empty(), "looking makes nothing");
-        words.0.get_or_insert_default().0.push("a");
+        let mut words = Lazy::<Vec<&str>>::default();
+        assert!(!words.is_there() && words.is_empty() && !words.is_there(), "looking makes nothing");
+        words.push("a");
         words.give_back();
-        assert_eq!((words.is_there(), words.deref().0.len()), (true, 1), "what holds something stays");
-        words.deref_mut().0.clear();
+        assert_eq!((words.is_there(), words.len()), (true, 1), "what holds something stays");
+        words.clear();
         words.give_back();
         assert!(!words.is_there());
     }

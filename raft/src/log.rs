@@ -1,9 +1,8 @@
 //! The part of the log that is in memory: a base mark and every entry after it.
 //!
 //! Invariants, asserted on every change: entries are contiguous from `base.index + 1`; terms never
-//! fall from one entry to the next, nor below the base's. Terms are kept as *runs* as well (where
-//! each term begins), so that [`Log::term_at`] and the conflict hint cost O(log runs) and will still
-//! be answered from memory once cold entries are left on disk.
+//! fall from one entry to the next, nor below the base's. So the conflict hint is a binary search over
+//! the entries themselves. (Once cold entries are left on disk, where each term begins must stay here.)
 
 use crate::types::{Entry, Index, Mark, Term};
 use std::collections::VecDeque;
@@ -15,8 +14,6 @@ pub(crate) struct Log {
     base: Mark,
     /// Entries from `base.index + 1` on.
     entries: VecDeque<Entry>,
-    /// First mark of each term among `entries`, ascending in both parts.
-    runs: VecDeque<Mark>,
     /// Sum of [`Entry::size`] over `entries`.
     bytes: usize,
 }
@@ -25,7 +22,7 @@ impl Log {
     /// A log that starts after `base` with these entries.
     pub(crate) fn new(base: Mark, entries: Vec<Entry>) -> Self {
         let buffer = VecDeque::with_capacity(entries.len());
-        let mut log = Self { base, entries: buffer, runs: VecDeque::new(), bytes: 0 };
+        let mut log = Self { base, entries: buffer, bytes: 0 };
         log.extend(entries);
         log
     }
@@ -55,20 +52,11 @@ impl Log {
         self.bytes
     }
 
-    /// Term of the entry at `index`; `None` below the base and after the last. O(log runs).
+    /// Term of the entry at `index`, or of the base; `None` below the base and after the last. O(1).
     pub(crate) fn term_at(&self, index: Index) -> Option<Term> {
-        if index == self.base.index {
-            return Some(self.base.term);
-        }
-        if index < self.base.index || index > self.last_index() {
-            return None;
-        }
-        match self.runs.back() {
-            Some(newest) if newest.index <= index => Some(newest.term),
-            _ => {
-                let after = self.runs.partition_point(|run| run.index <= index);
-                Some(self.runs[after - 1].term)
-            }
+        match index.checked_sub(self.base.index)? {
+            0 => Some(self.base.term),
+            at => self.entries.get(at as usize - 1).map(|entry| entry.mark.term),
         }
     }
 
@@ -78,12 +66,11 @@ impl Log {
     }
 
     /// The last mark at or below `index` whose term is not above `term`; `None` if that would be
-    /// before the base. Both sides of the conflict search use it (paper §5.3, end). O(log runs).
+    /// before the base. Both sides of the conflict search use it (paper §5.3, end). O(log entries).
     pub(crate) fn last_not_above(&self, index: Index, term: Term) -> Option<Mark> {
-        let after = self.runs.partition_point(|run| run.term <= term);
-        let end = self.runs.get(after).map_or(self.last_index(), |run| run.index - 1);
-        let index = index.min(end);
-        let found = Mark::new(self.term_at(index)?, index);
+        let below = index.checked_sub(self.base.index)? as usize;
+        let count = below.min(self.entries.partition_point(|entry| entry.mark.term <= term));
+        let found = count.checked_sub(1).map_or(self.base, |at| self.entries[at].mark);
         (found.term <= term).then_some(found)
     }
 
@@ -111,9 +98,6 @@ impl Log {
             entry.mark,
             self.base
         );
-        if entry.mark.term > last.term || self.runs.is_empty() {
-            self.runs.push_back(entry.mark);
-        }
         self.bytes += entry.size();
     }
 
@@ -123,9 +107,6 @@ impl Log {
         while self.last_index() >= from {
             let Some(entry) = self.entries.pop_back() else { break };
             self.bytes -= entry.size();
-        }
-        while self.runs.back().is_some_and(|run| run.index >= from) {
-            self.runs.pop_back();
         }
     }
 
@@ -139,14 +120,6 @@ impl Log {
             self.bytes -= entry.size();
         }
         self.base = Mark::new(term, to);
-        while self.runs.get(1).is_some_and(|second| second.index <= to + 1) {
-            self.runs.pop_front();
-        }
-        if self.entries.is_empty() {
-            self.runs.clear();
-        } else if let Some(first) = self.runs.front_mut() {
-            first.index = first.index.max(to + 1);
-        }
         // By what it held before: a log that grows and is compacted in turns keeps its buffer.
         if held < self.entries.capacity() / 4 {
             self.entries.shrink_to(held * 2);
@@ -156,7 +129,6 @@ impl Log {
     /// Gives back the memory that holds no entry.
     pub(crate) fn shrink(&mut self) {
         self.entries.shrink_to_fit();
-        self.runs.shrink_to_fit();
     }
 
     /// Drops everything; the log starts after `base`.
@@ -211,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn term_runs_agree_with_the_entries_through_truncation_and_compaction() {
+    fn terms_stay_with_their_entries_through_truncation_and_compaction() {
         let terms = [1, 1, 2, 5, 5, 5, 7];
         for compact_to in 3..=10 {
             for truncate_from in compact_to + 1..=11 {
@@ -226,7 +198,6 @@ mod tests {
                 assert_eq!(log.bytes(), log.entries.iter().map(Entry::size).sum());
                 assert_eq!(log.term_at(log.base().index), Some(log.base().term));
                 assert_eq!(log.term_at(log.last_index() + 1), None);
-                assert!(log.runs.len() <= log.entries.len());
             }
         }
     }
@@ -240,6 +211,22 @@ mod tests {
         assert_eq!(log.last_not_above(10, 4), Some(Mark::new(2, 6)));
         assert_eq!(log.last_not_above(10, 0), None);
         assert_eq!(log.last_not_above(2, 9), None);
+    }
+
+    /// Against a search entry by entry.
+    #[test]
+    fn the_hint_is_found_in_every_log() {
+        let terms = [1, 1, 2, 5, 5, 5, 7];
+        for compact_to in 3..=10 {
+            let mut log = log_of(Mark::new(1, 3), &terms);
+            log.compact(compact_to);
+            for (index, term) in (0..14).flat_map(|index| (0..9).map(move |term| (index, term))) {
+                let marks = (log.base().index..=log.last_index()).map(|at| (log.term_at(at), at));
+                let fits = |&(of, at): &(Option<Term>, Index)| of <= Some(term) && at <= index;
+                let expected = marks.rev().find(fits).map(|(of, at)| Mark::new(of.expect("held"), at));
+                assert_eq!(log.last_not_above(index, term), expected, "{index} {term} {log:?}");
+            }
+        }
     }
 
     #[test]

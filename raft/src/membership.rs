@@ -25,7 +25,7 @@ use crate::types::ReplicaId;
 
 /// Who takes part. `voters_outgoing` is empty except during a joint configuration (paper §6).
 /// All lists are sorted and free of duplicates; the other rules are [`Membership::broken_rule`]'s.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Membership {
     /// Voters; in a joint configuration the incoming half.
     pub voters: Vec<ReplicaId>,

@@ -4,22 +4,26 @@
 //! that entry is cut away, the one before comes back. At a start it is the newest in the log, else the
 //! one that was stored with the state.
 //!
+//! Replicas with equal memberships may share one copy ([`crate::Raft::share_membership`]).
+//!
 //! Invariants: `replaced` ascends by index and ends below `since`; its first, or the current one if it is
 //! empty, was in force at the log's base.
 
+use crate::lazy::Lazy;
 use crate::membership::Membership;
 use crate::planted::{self, Planted};
 use crate::types::{Entry, EntryKind, Index, ReplicaId};
+use std::sync::Arc;
 
 /// The membership in force, and those that a cut of the log can bring back.
 #[derive(Debug)]
 pub(crate) struct MembershipLog {
     /// In force now.
-    pub(crate) current: Membership,
+    pub(crate) current: Arc<Membership>,
     /// Index of its entry; that of the state it was stored with, if it has none.
     pub(crate) since: Index,
     /// Older ones, with where they began.
-    replaced: Vec<(Index, Membership)>,
+    replaced: Lazy<Vec<(Index, Arc<Membership>)>>,
 }
 
 /// The membership in an entry that was checked before.
@@ -33,7 +37,7 @@ fn membership_in(entry: &Entry) -> Membership {
 impl MembershipLog {
     /// `stored` was in force at `base`; `entries` follow that.
     pub(crate) fn new(stored: Membership, base: Index, entries: &[Entry]) -> Self {
-        let mut log = Self { current: stored, since: base, replaced: Vec::new() };
+        let mut log = Self { current: Arc::new(stored), since: base, replaced: Lazy::default() };
         entries.iter().for_each(|entry| {
             log.note(entry);
         });
@@ -47,7 +51,7 @@ impl MembershipLog {
         }
         let index = entry.mark.index;
         assert!(index > self.since, "{entry:?} comes after the membership of {}", self.since);
-        let before = std::mem::replace(&mut self.current, membership_in(entry));
+        let before = std::mem::replace(&mut self.current, Arc::new(membership_in(entry)));
         self.replaced.push((self.since, before));
         self.since = index;
         true
@@ -67,18 +71,21 @@ impl MembershipLog {
     pub(crate) fn compacted(&mut self, base: Index) {
         let still = self.replaced.iter().skip(1).filter(|(since, _)| *since <= base).count();
         let obsolete = if self.since <= base { self.replaced.len() } else { still };
-        self.replaced.drain(..obsolete);
+        if obsolete > 0 {
+            self.replaced.drain(..obsolete);
+            self.replaced.give_back();
+        }
     }
 
     /// A state with `stored` at `base` is in place. What the log holds after it stays in force, if
     /// `keep_suffix` says that it stays in the log.
     pub(crate) fn installed(&mut self, stored: Membership, base: Index, keep_suffix: bool) {
         if !keep_suffix || self.since <= base {
-            *self = Self { current: stored, since: base, replaced: Vec::new() };
+            *self = Self { current: Arc::new(stored), since: base, replaced: Lazy::default() };
             return;
         }
         self.replaced.retain(|(since, _)| *since > base);
-        self.replaced.insert(0, (base, stored));
+        self.replaced.insert(0, (base, Arc::new(stored)));
     }
 
     /// Voters of the memberships that were replaced, but not of the one in force. For a planted bug.
@@ -100,8 +107,14 @@ impl MembershipLog {
     /// several of them may be committed.
     pub(crate) fn is_voter_from(&self, commit: Index, id: ReplicaId) -> bool {
         let later =
-            self.replaced.iter().filter(|(since, _)| *since > commit).map(|(_, membership)| membership);
-        later.chain([self.at(commit), &self.current]).any(|membership| membership.is_voter(id))
+            self.replaced.iter().filter(|(since, _)| *since > commit).map(|(_, membership)| &**membership);
+        later.chain([self.at(commit), &*self.current]).any(|membership| membership.is_voter(id))
+    }
+
+    /// Holds `same` in place of its own copy of the one in force.
+    pub(crate) fn share(&mut self, same: Arc<Membership>) {
+        assert!(self.current == same, "{same:?} can't stand for {:?}", self.current);
+        self.current = same;
     }
 
     /// The one in force at `index`, which isn't below the log's base.
@@ -167,7 +180,7 @@ mod tests {
         for (from, since) in [(10, 9), (9, 6), (7, 6), (6, 5), (5, 3), (4, 3)] {
             let mut log = sample();
             log.truncated(from);
-            assert_eq!((log.since, &log.current), (since, &of(since)), "cut from {from}");
+            assert_eq!((log.since, &*log.current), (since, &of(since)), "cut from {from}");
         }
     }
 
@@ -188,11 +201,11 @@ mod tests {
     fn an_installed_state_replaces_what_lies_before_it() {
         let mut log = sample();
         log.installed(of(7), 7, true);
-        assert_eq!((log.at(7), log.at(8), &log.current), (&of(7), &of(7), &of(9)));
+        assert_eq!((log.at(7), log.at(8), &*log.current), (&of(7), &of(7), &of(9)));
         log.installed(of(20), 20, true);
-        assert_eq!((log.since, &log.current, log.replaced.len()), (20, &of(20), 0));
+        assert_eq!((log.since, &*log.current, log.replaced.len()), (20, &of(20), 0));
         let mut log = sample();
         log.installed(of(7), 7, false);
-        assert_eq!((log.since, &log.current, log.replaced.len()), (7, &of(7), 0));
+        assert_eq!((log.since, &*log.current, log.replaced.len()), (7, &of(7), 0));
     }
 }

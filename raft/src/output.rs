@@ -66,7 +66,7 @@ impl Raft {
             || (self.has_log_to_write() && self.writes.handed() < self.log.last_index())
             || self.installing.as_ref().is_some_and(|installing| !installing.handed)
             || (self.installing.is_none() && self.applying < self.may_apply_to())
-            || self.announced != self.leadership()
+            || self.announced != (self.term, self.leader())
     }
 
     /// Fills `out` (cleared first) with everything that is to be done, in one batch.
@@ -82,10 +82,9 @@ impl Raft {
         out.reads.append(&mut self.outbox.reads);
         out.reads_dropped.append(&mut self.outbox.reads_dropped);
         out.snapshots_needed.append(&mut self.outbox.snapshots_needed);
-        let leadership = self.leadership();
-        if leadership != self.announced {
-            self.announced = leadership;
-            out.leadership = Some(leadership);
+        let (term, leader) = (self.term, self.leader());
+        if std::mem::replace(&mut self.announced, (term, leader)) != (term, leader) {
+            out.leadership = Some(Leadership { term, leader, is_self: self.is_leader() });
         }
         if self.quiet {
             self.outbox.give_back();
@@ -147,10 +146,6 @@ impl Raft {
 
     fn ballot(&self) -> Ballot {
         Ballot { term: self.term, vote: self.vote }
-    }
-
-    fn leadership(&self) -> Leadership {
-        Leadership { term: self.term, leader: self.leader(), is_self: self.is_leader() }
     }
 
     // --- looks
@@ -240,7 +235,7 @@ impl Raft {
         (ballot.term, ballot.vote)
     }
 
-    /// Term of the entry at `index`, or of the snapshot the log starts after. O(log terms).
+    /// Term of the entry at `index`, or of the snapshot the log starts after. O(1).
     pub fn term_at(&self, index: Index) -> Option<Term> {
         self.log.term_at(index)
     }

@@ -9,6 +9,7 @@
 
 use crate::config::Config;
 use crate::freshness::Stamps;
+use crate::lazy::Lazy;
 use crate::types::{Index, Nanos, ReplicaId};
 use std::collections::VecDeque;
 
@@ -81,7 +82,7 @@ pub enum FeedState {
 /// Appends in flight to one follower, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
-    appends: VecDeque<(Index, usize)>,
+    appends: Lazy<VecDeque<(Index, usize)>>,
     bytes: usize,
 }
 
@@ -249,7 +250,7 @@ impl Progress {
     /// Gives back the memory of an empty window.
     pub(crate) fn shrink(&mut self) {
         if let Feed::Replicate { window, .. } = &mut self.feed {
-            window.appends.shrink_to_fit();
+            window.appends.give_back();
         }
     }
 

@@ -66,8 +66,10 @@ impl Raft {
         self.quiet = true;
         self.log.shrink();
         self.writes.shrink();
-        if let Role::Leader(leader) = &mut self.role {
-            leader.shrink();
+        match &mut self.role {
+            Role::Leader(leader) => leader.shrink(),
+            Role::Follower(follower) => follower.forwarded.give_back(),
+            Role::PreCandidate(_) | Role::Candidate(_) => {}
         }
     }
 

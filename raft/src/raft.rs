@@ -19,7 +19,7 @@ use crate::message::{Body, FollowerStamp, Message};
 use crate::output::Outbox;
 use crate::planted::{self, Planted};
 use crate::read_index::{Asked, Forwarded};
-use crate::ready::{Leadership, SnapshotInstall};
+use crate::ready::SnapshotInstall;
 use crate::status::RoleKind;
 use crate::timer::ElectionTimer;
 use crate::types::{Entry, EntryKind, HardState, Index, Mark, Nanos, ReplicaId, Term, WriteId};
@@ -105,8 +105,8 @@ pub struct Raft {
     /// A snapshot that was handed out and isn't in place yet. Until it is, the log doesn't change.
     pub(crate) installing: Option<Box<Installing>>,
     pub(crate) outbox: Lazy<Outbox>,
-    /// What [`crate::Ready::leadership`] last said.
-    pub(crate) announced: Leadership,
+    /// The term and the leader that [`crate::Ready::leadership`] last said.
+    pub(crate) announced: (Term, Option<ReplicaId>),
 }
 
 /// A snapshot on its way in.
@@ -188,7 +188,7 @@ impl Raft {
             pressed: false,
             installing: None,
             outbox: Lazy::default(),
-            announced: Leadership { term: hard_state.term, leader: None, is_self: false },
+            announced: (hard_state.term, None),
             config,
         };
         if raft.is_only_voter() {
@@ -584,7 +584,7 @@ impl Raft {
         assert!(!self.quiet, "{}: changes its role in term {} while quiet", self.id, self.term);
         let role = std::mem::replace(&mut self.role, Role::Follower(Follower::new(None)));
         match role {
-            Role::Leader(leader) => self.outbox.reads_dropped.extend(leader.reads.into_own_contexts()),
+            Role::Leader(leader) => self.outbox.reads_dropped.extend(leader.reads.own_contexts()),
             Role::Follower(follower) => {
                 self.outbox.reads_dropped.extend(follower.forwarded.iter().map(|read| read.context));
             }

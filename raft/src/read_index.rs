@@ -8,6 +8,7 @@
 //! Before the first entry of the leader's own term is committed its commit index may be stale (paper
 //! §8), so until then contexts wait.
 
+use crate::lazy::Lazy;
 use crate::types::{Index, Nanos, ReplicaId};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -34,9 +35,9 @@ pub(crate) struct Round {
 #[derive(Debug, Default)]
 pub(crate) struct Reads {
     /// Not in a round yet.
-    waiting: Vec<Asked>,
+    waiting: Lazy<Vec<Asked>>,
     /// Waiting for confirmation, oldest first.
-    rounds: VecDeque<Round>,
+    rounds: Lazy<VecDeque<Round>>,
     /// Number of the newest round; 0 = none yet.
     newest: u64,
     /// How many of each follower's are in `waiting` and `rounds`; never 0.
@@ -69,14 +70,14 @@ impl Reads {
 
     /// Gives back the memory that nobody needs at the moment.
     pub(crate) fn shrink(&mut self) {
-        self.waiting.shrink_to_fit();
-        self.rounds.shrink_to_fit();
+        self.waiting.give_back();
+        self.rounds.give_back();
     }
 
     /// Begins the next round at this commit index.
     pub(crate) fn begin_round(&mut self, index: Index) {
         self.newest += 1;
-        let asked = std::mem::take(&mut self.waiting);
+        let asked = std::mem::take(&mut *self.waiting);
         self.rounds.push_back(Round { number: self.newest, index, asked });
     }
 
@@ -92,6 +93,9 @@ impl Reads {
 
     /// The oldest round, if a quorum has confirmed it by confirming `round`.
     pub(crate) fn pop_confirmed(&mut self, round: u64) -> Option<Round> {
+        if self.rounds.is_empty() {
+            return None;
+        }
         let confirmed = self.rounds.pop_front_if(|oldest| oldest.number <= round)?;
         for from in confirmed.asked.iter().filter_map(|asked| asked.from) {
             let waiting = self.forwarded.get_mut(&from).expect("it was counted when it was asked");
@@ -104,9 +108,9 @@ impl Reads {
     }
 
     /// Leadership is over: the contexts of this replica's own callers.
-    pub(crate) fn into_own_contexts(self) -> impl Iterator<Item = u64> {
-        let in_rounds = self.rounds.into_iter().flat_map(|round| round.asked);
-        in_rounds.chain(self.waiting).filter(|asked| asked.from.is_none()).map(|asked| asked.context)
+    pub(crate) fn own_contexts(&self) -> impl Iterator<Item = u64> {
+        let in_rounds = self.rounds.iter().flat_map(|round| &round.asked);
+        in_rounds.chain(&*self.waiting).filter(|asked| asked.from.is_none()).map(|asked| asked.context)
     }
 }
 

@@ -86,7 +86,7 @@ impl Raft {
             durable: self.writes.durable(),
             first: self.log.first_index(),
             last: self.log.last_mark(),
-            membership: self.members.current.clone(),
+            membership: self.membership().clone(),
             membership_index: self.members.since,
             transfer_to: self.transfer_target(),
             peers,

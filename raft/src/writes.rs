@@ -8,6 +8,7 @@
 //!
 //! Invariants: `durable <= handed`; every write in flight vouches for at most `handed`.
 
+use crate::lazy::Lazy;
 use crate::types::{Index, ReplicaId, Term, WriteId};
 use std::collections::VecDeque;
 
@@ -32,7 +33,7 @@ struct Write {
 #[derive(Debug)]
 pub(crate) struct Writes {
     last_id: WriteId,
-    in_flight: VecDeque<Write>,
+    in_flight: Lazy<VecDeque<Write>>,
     handed: Index,
     durable: Index,
     handed_ballot: Ballot,
@@ -44,7 +45,7 @@ impl Writes {
     pub(crate) fn new(last: Index, ballot: Ballot) -> Self {
         Self {
             last_id: WriteId(0),
-            in_flight: VecDeque::new(),
+            in_flight: Lazy::default(),
             handed: last,
             durable: last,
             handed_ballot: ballot,
@@ -77,8 +78,9 @@ impl Writes {
         let keep = from - 1;
         self.handed = self.handed.min(keep);
         self.durable = self.durable.min(keep);
-        for write in &mut self.in_flight {
-            write.vouches_to = write.vouches_to.min(keep);
+        if !self.in_flight.is_empty() {
+            let vouches = self.in_flight.iter_mut().map(|write| &mut write.vouches_to);
+            vouches.for_each(|to| *to = keep.min(*to));
         }
     }
 
@@ -102,9 +104,9 @@ impl Writes {
         self.last_id
     }
 
-    /// Gives back the memory of writes that are complete.
+    /// Gives back the memory for writes, if none is in flight.
     pub(crate) fn shrink(&mut self) {
-        self.in_flight.shrink_to_fit();
+        self.in_flight.give_back();
     }
 
     /// All writes up to and with `id` are durable.

@@ -4,6 +4,7 @@
 use crate::ids::{Epoch, NodeId, ShardId};
 use bytes::Bytes;
 use floe_raft::{Membership, ReplicaId};
+use std::sync::Arc;
 
 /// A range of keys: from `start`, inclusive, to `end`, exclusive. An empty `end` means no upper bound
 /// (keys are never empty, so an empty `start` means no lower bound).
@@ -28,7 +29,7 @@ impl KeyRange {
 }
 
 /// How a replica takes part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum ReplicaRole {
     /// Votes.
@@ -71,7 +72,7 @@ impl ReplicaRole {
 }
 
 /// Where one replica lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ReplicaPlace {
     /// The replica.
     pub replica: ReplicaId,
@@ -90,8 +91,8 @@ pub struct Descriptor {
     pub range: KeyRange,
     /// Versions of range and membership.
     pub epoch: Epoch,
-    /// Its replicas, in order of id.
-    pub replicas: Vec<ReplicaPlace>,
+    /// Its replicas, in order of id. Shards with the same share them.
+    pub replicas: Arc<[ReplicaPlace]>,
     /// The id that the next replica gets.
     pub next_replica_id: u64,
     /// Which features every member must know; raised by a command.
@@ -144,7 +145,7 @@ impl Descriptor {
             let role = ReplicaRole::in_membership(membership, replica);
             Some(ReplicaPlace { replica, node: self.node_of(replica).or_else(new)?, role })
         };
-        let replicas = membership.members().into_iter().map(place).collect::<Option<Vec<_>>>()?;
+        let replicas = membership.members().into_iter().map(place).collect::<Option<Arc<[_]>>>()?;
         let highest = replicas.last().map_or(0, |place| place.replica.get());
         let next = Self {
             epoch: Epoch { membership: self.epoch.membership + 1, ..self.epoch },

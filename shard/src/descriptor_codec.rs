@@ -58,7 +58,7 @@ impl Descriptor {
         }
         out.extend_from_slice(&range.start);
         out.extend_from_slice(&range.end);
-        for place in &self.replicas {
+        for place in &*self.replicas {
             out.extend_from_slice(&place.replica.get().to_le_bytes());
             out.extend_from_slice(&place.node.0.to_le_bytes());
             out.push(place.role as u8);
@@ -94,7 +94,7 @@ fn read_body(cursor: &mut Cursor<'_>) -> Option<Descriptor> {
     if cursor.rest().len() != count.checked_mul(REPLICA_BYTES)? {
         return None;
     }
-    let replicas = (0..count).map(|_| read_replica(cursor)).collect::<Option<Vec<_>>>()?;
+    let replicas = (0..count).map(|_| read_replica(cursor)).collect::<Option<_>>()?;
     let range = KeyRange { start, end };
     let descriptor = Descriptor { shard, range, epoch, replicas, next_replica_id, feature_level };
     descriptor.membership().broken_rule().is_none().then_some(descriptor)
@@ -121,7 +121,7 @@ mod tests {
             shard: ShardId(7),
             range: KeyRange { start: Bytes::from_static(b"a"), end: Bytes::from_static(b"mm") },
             epoch: Epoch { range: 3, membership: 9 },
-            replicas: vec![place(1, ReplicaRole::Voter), place(4, ReplicaRole::Learner)],
+            replicas: [place(1, ReplicaRole::Voter), place(4, ReplicaRole::Learner)].into(),
             next_replica_id: 5,
             feature_level: 2,
         }

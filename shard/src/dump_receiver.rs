@@ -206,7 +206,7 @@ impl MultiRaft {
         replica.applied = mark;
         replica.change_descriptor(head.descriptor);
         (replica.flush.unflushed_bytes, replica.flush.copied) = (0, false);
-        replica.refresh_routes(&self.peers);
+        replica.refresh_routes(&self.peers, &mut self.shared);
         replica.install = Some(Box::new(Install {
             write,
             mark,

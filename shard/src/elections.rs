@@ -38,6 +38,11 @@ impl Elections {
         self.waiting.push(slot);
     }
 
+    /// Gives back memory that isn't needed after a time of many elections.
+    pub(crate) fn shrink(&mut self) {
+        self.waiting.shrink();
+    }
+
     /// The replica is no candidate any more.
     pub(crate) fn on_settled(&mut self, slot: usize) {
         self.in_flight.remove(&slot);

@@ -142,6 +142,9 @@ impl MultiRaft {
         self.queue_head_starts();
         self.look_after_transfers();
         self.relieve_logs();
+        self.queue.shrink();
+        self.timers.shrink();
+        self.elections.shrink();
     }
 
     /// Makes sure that every connected core gets a beat.

@@ -96,6 +96,7 @@ mod replica;
 pub mod request;
 mod row_tree;
 mod shard_map;
+mod shared;
 pub mod state_machine;
 mod status;
 mod stored_key;

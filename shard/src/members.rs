@@ -158,7 +158,7 @@ impl Replica {
             self.stage = Stage::Broken(why);
             return;
         };
-        for place in &self.descriptor.replicas {
+        for place in &*self.descriptor.replicas {
             if next.node_of(place.replica).is_none() {
                 let farewell = Farewell { replica: place.replica, node: place.node, left: FAREWELLS };
                 self.work.farewells.push(farewell);
@@ -231,7 +231,7 @@ impl MultiRaft {
                 continue;
             }
             let (shard, me) = (replica.shard, replica.id);
-            for &(_, addr) in &replica.routes {
+            for &(_, addr) in &*replica.routes {
                 let descriptor = Box::new(replica.descriptor.clone());
                 self.outbox
                     .sends
@@ -327,7 +327,7 @@ impl MultiRaft {
         let refused = || Answer::Refused(Refusal::NotLeader { leader: None });
         let mut answers = Vec::new();
         answers.extend(replica.work.held.drain(..).map(|held| (held.id, refused())));
-        answers.extend(replica.reads.drain().map(|read| (read.id, refused())));
+        answers.extend(replica.work.reads.drain().map(|read| (read.id, refused())));
         answers.extend(replica.work.handing_over.take().map(|(id, _)| (id, refused())));
         while let Some((id, _)) = replica.work.proposals.skip(u64::MAX) {
             answers.push((id, Answer::Unknown(UnknownReason::LeadershipLost)));

@@ -19,6 +19,7 @@ use crate::quiescence::Quiet;
 use crate::ready_queue::ReadyQueue;
 use crate::replica::{OnDurable, Replica, Stage};
 use crate::request::{Answer, BusyReason, RequestId, UnknownReason};
+use crate::shared::Shared;
 use crate::state_machine::{Job, StateMachine};
 use crate::status::Stats;
 use crate::timers::Timers;
@@ -48,6 +49,9 @@ pub struct MultiRaft {
     pub(crate) timers: Timers,
     pub(crate) elections: Elections,
     pub(crate) peers: Peers,
+    pub(crate) shared: Shared,
+    /// The context of the next question for a read index. No two replicas use the same, nor do two boots.
+    pub(crate) read_context_next: u64,
     pub(crate) callers: Callers,
     pub(crate) quiet: Quiet,
     /// Slots whose replica leads and isn't quiet.
@@ -123,6 +127,8 @@ impl MultiRaft {
         Self {
             me,
             peers: Peers::new(me, config.cores),
+            shared: Shared::new(),
+            read_context_next: boot_epoch << 40,
             raft_config: Arc::new(config.raft.clone()),
             config,
             boot_epoch,
@@ -251,8 +257,8 @@ impl MultiRaft {
         }
         raft.set_full(self.is_full());
         raft.set_pressed(self.log_budget.is_pressed());
-        let mut replica = Box::new(Replica::new(&state, descriptor, raft, machine, self.boot_epoch));
-        replica.refresh_routes(&self.peers);
+        let mut replica = Box::new(Replica::new(&state, descriptor, raft, machine));
+        replica.refresh_routes(&self.peers, &mut self.shared);
         if writes_state {
             replica.stage = Stage::Booting;
             let record = LogWrite::Reset(Box::new(replica.state()));
@@ -283,7 +289,7 @@ impl MultiRaft {
         self.peers.up(node, cores);
         for slot in 0..self.replicas.len() {
             if self.replicas[slot].has_member_on(node) {
-                self.replicas[slot].refresh_routes(&self.peers);
+                self.replicas[slot].refresh_routes(&self.peers, &mut self.shared);
             }
         }
     }
@@ -302,7 +308,10 @@ impl MultiRaft {
         }
         self.peers.down(peer);
         for replica in &mut self.replicas {
-            replica.routes.retain(|(_, addr)| *addr != peer);
+            if replica.routes.iter().any(|(_, addr)| *addr == peer) {
+                replica.routes = replica.routes.iter().copied().filter(|(_, addr)| *addr != peer).collect();
+                self.shared.share(replica);
+            }
         }
     }
 

@@ -198,7 +198,7 @@ impl Replica {
     /// Whether something is under way that Raft doesn't know of.
     fn has_business(&self) -> bool {
         !self.work.held.is_empty()
-            || self.reads.len() > 0
+            || self.work.reads.len() > 0
             || !self.work.outgoing.is_empty()
             || self.incoming.is_some()
             || self.install.is_some()
@@ -208,7 +208,5 @@ impl Replica {
     /// Gives back memory that a quiet replica doesn't need.
     pub(crate) fn shrink(&mut self) {
         self.work.give_back();
-        self.reads.shrink();
-        self.routes.shrink_to_fit();
     }
 }

@@ -32,18 +32,17 @@ struct Round {
 }
 
 /// A replica's waiting reads, in order.
+#[derive(Default)]
 pub(crate) struct Reads {
     reads: VecDeque<PendingRead>,
     rounds: VecDeque<Round>,
     /// Reads at the back that belong to no round yet.
     unasked: usize,
-    context_next: u64,
 }
 
 impl Reads {
-    /// No context is ever used by two boots.
-    pub(crate) fn new(boot_epoch: u64) -> Self {
-        Self { reads: VecDeque::new(), rounds: VecDeque::new(), unasked: 0, context_next: boot_epoch << 40 }
+    pub(crate) const fn new() -> Self {
+        Self { reads: VecDeque::new(), rounds: VecDeque::new(), unasked: 0 }
     }
 
     pub(crate) fn push(&mut self, read: PendingRead) {
@@ -58,14 +57,16 @@ impl Reads {
         self.reads.drain(..)
     }
 
+    /// Whether reads have come in since the last round.
+    pub(crate) fn are_unasked(&self) -> bool {
+        self.unasked > 0
+    }
+
     /// Asks for one read index for all reads that came in since the last. Returns whether it did; if not, nobody
     /// is there to be asked, or too many ask already, and these reads are turned away.
-    pub(crate) fn ask(&mut self, raft: &mut Raft, now: Nanos) -> bool {
-        if self.unasked == 0 {
-            return false;
-        }
-        let context = self.context_next;
-        self.context_next += 1;
+    pub(crate) fn ask(&mut self, raft: &mut Raft, now: Nanos, context_next: &mut u64) -> bool {
+        let context = *context_next;
+        *context_next += 1;
         let asked = raft.read_index(now, context).is_ok();
         let confirmed = if asked { Confirmed::NotYet } else { Confirmed::Dropped };
         self.rounds.push_back(Round { context, reads: self.unasked, confirmed });
@@ -96,12 +97,6 @@ impl Reads {
             self.rounds.pop_front();
         }
         Some((read, may_serve))
-    }
-
-    /// Gives back the memory that holds nothing.
-    pub(crate) fn shrink(&mut self) {
-        self.reads.shrink_to_fit();
-        self.rounds.shrink_to_fit();
     }
 
     pub(crate) fn len(&self) -> usize {

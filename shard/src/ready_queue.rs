@@ -27,6 +27,13 @@ impl ReadyQueue {
         Some(slot)
     }
 
+    /// Gives back half of the memory, if most of it is unused.
+    pub(crate) fn shrink(&mut self) {
+        if self.order.capacity() > 1024.max(4 * self.order.len()) {
+            self.order.shrink_to(self.order.capacity() / 2);
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.order.len()
     }

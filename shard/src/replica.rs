@@ -10,14 +10,15 @@ use crate::flush::Flush;
 use crate::ids::{CoreAddr, NodeId, ShardId};
 use crate::output::{LogWrite, ShardState};
 use crate::peers::Peers;
-use crate::reads::Reads;
 use crate::request::{Answer, Refusal, RequestId};
 use crate::shard_map::is_newer;
+use crate::shared::Shared;
 use crate::state_machine::{CommandResult, StateMachine};
 use crate::transfer::{Incoming, Install};
 use crate::work::Work;
 use bytes::Bytes;
 use floe_raft::{Entry, EntryKind, Index, Lazy, Mark, Nanos, Raft, ReplicaId, WriteId};
+use std::sync::Arc;
 
 /// Write ids with this bit are the shard layer's own; Raft's never get there.
 const OWN_WRITE: u64 = 1 << 63;
@@ -53,7 +54,7 @@ pub(crate) struct Base {
     /// Length of that dump; `None` if a former boot saved it, or it only names files of this node.
     pub(crate) dump_len: Option<u64>,
     /// Encoded descriptor as of `flushed`; `None` = the one in force.
-    pub(crate) descriptor: Option<Bytes>,
+    pub(crate) descriptor: Option<Box<Bytes>>,
     pub(crate) lowest_replica: u64,
 }
 
@@ -89,9 +90,8 @@ pub(crate) struct Replica {
     pub(crate) generation_next: u64,
     own_write_next: u64,
     pub(crate) work: Lazy<Work>,
-    pub(crate) reads: Reads,
     /// Where the other replicas can be reached; those that can't be are not in it.
-    pub(crate) routes: Vec<(ReplicaId, CoreAddr)>,
+    pub(crate) routes: Arc<[(ReplicaId, CoreAddr)]>,
     /// Index of the membership that they were made for.
     pub(crate) routes_since: Index,
     /// When something was last written or read; `None` = not since this replica leads. See `quiescence.rs`.
@@ -128,7 +128,6 @@ impl Replica {
         descriptor: Descriptor,
         raft: Raft,
         machine: Box<dyn StateMachine>,
-        boot_epoch: u64,
     ) -> Self {
         let lowest_voter = raft.membership().voters.first().copied();
         Self {
@@ -151,8 +150,7 @@ impl Replica {
             stage: Stage::Running,
             own_write_next: 0,
             work: Lazy::default(),
-            reads: Reads::new(boot_epoch),
-            routes: Vec::new(),
+            routes: Arc::default(),
             routes_since: 0,
             active_at: None,
             quiet_on: None,
@@ -184,7 +182,7 @@ impl Replica {
             shard: self.shard,
             replica: self.id,
             home_epoch: self.base.home_epoch,
-            descriptor: self.base.descriptor.clone().unwrap_or_else(|| self.descriptor.encode()),
+            descriptor: self.base_descriptor(),
             hard_state: self.raft.hard_state(),
             flushed: self.base.flushed,
             generation: self.base.generation,
@@ -222,13 +220,15 @@ impl Replica {
         self.members().any(|(_, home)| home == node)
     }
 
-    pub(crate) fn refresh_routes(&mut self, peers: &Peers) {
+    /// Members, or cores that can be reached, have changed.
+    pub(crate) fn refresh_routes(&mut self, peers: &Peers, shared: &mut Shared) {
         let (me, shard) = (self.id, self.shard);
         let others = self.members().filter(|(replica, _)| *replica != me);
         let routes = others.filter_map(|(replica, node)| Some((replica, peers.route(node, shard)?)));
         let routes = routes.collect();
         self.routes = routes;
         self.routes_since = self.raft.membership_index();
+        shared.share(self);
     }
 
     /// A message of `replica` came from there. One that isn't in the descriptor may lead all the same: the entry that
@@ -239,7 +239,7 @@ impl Replica {
             && self.route(replica).is_none()
             && self.routes.len() < self.descriptor.replicas.len() + STRANGERS_MAX
         {
-            self.routes.push((replica, addr));
+            self.routes = self.routes.iter().copied().chain([(replica, addr)]).collect();
         }
     }
 
@@ -315,12 +315,16 @@ impl Replica {
     /// Another descriptor is in force; the base keeps its own.
     pub(crate) fn change_descriptor(&mut self, next: Descriptor) {
         let before = std::mem::replace(&mut self.descriptor, next);
-        self.base.descriptor.get_or_insert_with(|| before.encode());
+        self.base.descriptor.get_or_insert_with(|| Box::new(before.encode()));
     }
 
     /// The encoded descriptor as of the new base.
     pub(crate) fn set_base_descriptor(&mut self, flushed: Bytes) {
-        self.base.descriptor = Some(flushed).filter(|flushed| *flushed != self.descriptor.encode());
+        self.base.descriptor = (flushed != self.descriptor.encode()).then(|| Box::new(flushed));
+    }
+
+    fn base_descriptor(&self) -> Bytes {
+        self.base.descriptor.as_deref().cloned().unwrap_or_else(|| self.descriptor.encode())
     }
 
     /// The answer for whoever proposed the entry at `applied`.

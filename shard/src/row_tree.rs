@@ -6,8 +6,8 @@
 //! an old copy alone holds goes with the copy; there is nothing to collect.
 //!
 //! Invariants: keys ascend within a node and from child to child; every key of a child is at least the
-//! child's `first` and below the next one's (the first child's has no say); leaves have the same depth; only
-//! the root may be empty.
+//! child's `first` and below the next one's (the first child's has no say); leaves have the same depth; no
+//! node is empty.
 
 use crate::stored_key::StoredKey;
 use bytes::Bytes;
@@ -30,7 +30,8 @@ pub(crate) struct Slot {
 /// An ordered map of keys to slots.
 #[derive(Clone)]
 pub struct RowTree<S> {
-    root: Arc<Node<S>>,
+    /// `None` = there are no rows.
+    root: Option<Arc<Node<S>>>,
     len: usize,
 }
 
@@ -48,7 +49,7 @@ struct Child<S> {
 
 impl<S> Default for RowTree<S> {
     fn default() -> Self {
-        Self { root: Arc::new(Node::Leaf(Vec::new())), len: 0 }
+        Self { root: None, len: 0 }
     }
 }
 
@@ -65,7 +66,7 @@ impl<S: Clone> RowTree<S> {
 
     /// The slot of a key. O(log n).
     pub fn get(&self, key: &StoredKey) -> Option<&S> {
-        let mut node = &self.root;
+        let mut node = self.root.as_ref()?;
         loop {
             match &**node {
                 Node::Leaf(rows) => return position(rows, key).ok().map(|at| &rows[at].1),
@@ -86,11 +87,12 @@ impl<S: Clone> RowTree<S> {
 
     /// Stores a slot and gives back the one that it replaces. O(log n), and a path's copy if it is shared.
     pub fn insert(&mut self, key: StoredKey, slot: S) -> Option<S> {
-        let (old, split) = insert(&mut self.root, key, slot);
+        let root = self.root.get_or_insert_with(|| Arc::new(Node::Leaf(Vec::new())));
+        let (old, split) = insert(root, key, slot);
         if let Some(right) = split {
             // The first child's key has no say.
-            let left = Child { first: right.first.clone(), node: self.root.clone() };
-            self.root = Arc::new(Node::Inner(vec![left, right]));
+            let left = Child { first: right.first.clone(), node: root.clone() };
+            *root = Arc::new(Node::Inner(vec![left, right]));
         }
         self.len += usize::from(old.is_none());
         old
@@ -99,15 +101,15 @@ impl<S: Clone> RowTree<S> {
     /// Removes a key. O(log n), and a path's copy if it is shared and the key is there.
     pub fn remove(&mut self, key: &StoredKey) -> Option<S> {
         self.get(key)?;
-        let old = remove(&mut self.root, key);
+        let root = self.root.as_mut()?;
+        let old = remove(root, key);
         self.len -= 1;
-        while let Node::Inner(children) = &*self.root {
-            match &children[..] {
-                [] => self.root = Arc::new(Node::Leaf(Vec::new())),
-                [only] => self.root = only.node.clone(),
-                _ => break,
-            }
+        while let Node::Inner(children) = &**root
+            && let [only] = &children[..]
+        {
+            *root = only.node.clone();
         }
+        self.root.take_if(|root| root.len() == 0);
         Some(old)
     }
 
@@ -119,7 +121,9 @@ impl<S: Clone> RowTree<S> {
         reverse: bool,
         see: &mut dyn FnMut(&'a StoredKey, &'a S) -> bool,
     ) {
-        visit(&self.root, low, high, reverse, see);
+        if let Some(root) = &self.root {
+            visit(root, low, high, reverse, see);
+        }
     }
 }
 
@@ -332,6 +336,10 @@ mod tests {
         }
     }
 
+    fn root(tree: &RowTree<Slot>) -> &Arc<Node<Slot>> {
+        tree.root.as_ref().expect("it has rows")
+    }
+
     /// Nodes, and the depth of every leaf.
     fn shape(node: &Node<Slot>, depth: usize, depths: &mut Vec<usize>) -> usize {
         assert!(node.len() <= node.max(), "{} in a node", node.len());
@@ -351,27 +359,27 @@ mod tests {
         let mut tree = RowTree::default();
         (0..20_000).for_each(|number| drop(tree.insert(key(number), slot(number))));
         let mut depths = Vec::new();
-        let nodes = shape(&tree.root, 0, &mut depths);
+        let nodes = shape(root(&tree), 0, &mut depths);
         assert!(nodes < 20_000 / LEAF_MAX * 11 / 10, "rows in order fill their leaves: {nodes} nodes");
         assert!(depths.iter().all(|depth| *depth == depths[0]));
         // All but every hundredth: one row per leaf would be 200 leaves of a few rows each.
         (0..20_000).filter(|number| number % 100 > 0).for_each(|number| drop(tree.remove(&key(number))));
-        let nodes = shape(&tree.root, 0, &mut Vec::new());
+        let nodes = shape(root(&tree), 0, &mut Vec::new());
         assert!(nodes <= 90, "{nodes} nodes for 200 rows");
         (0..20_000).for_each(|number| drop(tree.remove(&key(number))));
-        assert_eq!((shape(&tree.root, 0, &mut Vec::new()), tree.len()), (1, 0));
+        assert_eq!((tree.root.is_none(), tree.len()), (true, 0), "nothing is kept for no rows");
     }
 
     #[test]
     fn a_write_copies_only_what_a_snapshot_shares() {
         let mut tree = RowTree::default();
         (0..5_000).for_each(|number| drop(tree.insert(key(number), slot(0))));
-        let root = Arc::as_ptr(&tree.root);
+        let before = Arc::as_ptr(root(&tree));
         tree.insert(key(2_500), slot(1));
-        assert_eq!(Arc::as_ptr(&tree.root), root, "nobody shares it");
+        assert_eq!(Arc::as_ptr(root(&tree)), before, "nobody shares it");
         let snapshot = tree.clone();
         tree.insert(key(2_500), slot(2));
-        let (Node::Inner(ours), Node::Inner(theirs)) = (&*tree.root, &*snapshot.root) else { panic!() };
+        let (Node::Inner(ours), Node::Inner(theirs)) = (&**root(&tree), &**root(&snapshot)) else { panic!() };
         let copied = ours.iter().zip(theirs).filter(|(one, other)| !Arc::ptr_eq(&one.node, &other.node));
         assert_eq!(copied.count(), 1, "one path");
     }

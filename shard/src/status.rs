@@ -89,7 +89,7 @@ impl Replica {
             generation: self.base.generation,
             log_bytes: self.raft.log_bytes(),
             size_bytes: self.machine.size_bytes(),
-            waiting: self.work.proposals.len() + self.work.held.len() + self.reads.len(),
+            waiting: self.work.proposals.len() + self.work.held.len() + self.work.reads.len(),
             fault: match &self.stage {
                 Stage::Running => None,
                 Stage::Booting => Some("its first record is not durable yet".to_owned()),

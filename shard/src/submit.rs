@@ -135,7 +135,7 @@ impl MultiRaft {
             return Err(Answer::Refused(replica.read_refusal(read.consistency, self.now)));
         }
         replica.check_read(&read.query, read.range_epoch).map_err(Answer::Refused)?;
-        replica.reads.push(read);
+        replica.work.reads.push(read);
         self.wake_by(slot, self.replicas[slot].id);
         Ok(())
     }

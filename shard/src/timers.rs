@@ -42,6 +42,13 @@ impl Timers {
         None
     }
 
+    /// Gives back half of the memory, if most of it is unused.
+    pub(crate) fn shrink(&mut self) {
+        if self.heap.capacity() > 1024.max(4 * self.heap.len()) {
+            self.heap.shrink_to(self.heap.capacity() / 2);
+        }
+    }
+
     /// No deadline is before this.
     pub(crate) fn next(&self) -> Nanos {
         self.heap.peek().map_or(Nanos::MAX, |&Reverse((at, _))| at)

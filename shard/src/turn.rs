@@ -68,7 +68,7 @@ impl MultiRaft {
         self.maybe_want_flush(slot);
         let replica = &mut self.replicas[slot];
         if replica.routes_since != replica.raft.membership_index() {
-            replica.refresh_routes(&self.peers);
+            replica.refresh_routes(&self.peers, &mut self.shared);
         }
         replica.maybe_compact(self.config.log_bytes_max);
         self.count_log(slot);
@@ -109,7 +109,9 @@ impl MultiRaft {
 
     fn ask_reads(&mut self, slot: usize) {
         let replica = &mut self.replicas[slot];
-        if replica.reads.ask(&mut replica.raft, self.now) {
+        if replica.work.reads.are_unasked()
+            && replica.work.reads.ask(&mut replica.raft, self.now, &mut self.read_context_next)
+        {
             self.stats.read_rounds += 1;
         }
     }
@@ -179,7 +181,7 @@ impl MultiRaft {
 
     /// Applies what is committed, up to a command that has to wait for the disk.
     fn apply(&mut self, slot: usize, ready: &Ready, out: &mut Output) {
-        let Self { replicas, callers, stats, peers, jobs, outbox, now, .. } = self;
+        let Self { replicas, callers, stats, peers, shared, jobs, outbox, now, .. } = self;
         let replica = &mut replicas[slot];
         if let Some(last) = ready.committed.clone().last() {
             replica.apply_to = last;
@@ -213,7 +215,7 @@ impl MultiRaft {
         }
         replica.raft.applied(replica.applied.index);
         if replica.descriptor.epoch.membership != members_before {
-            replica.refresh_routes(peers);
+            replica.refresh_routes(peers, shared);
         }
     }
 
@@ -223,12 +225,14 @@ impl MultiRaft {
         let replica = &mut replicas[slot];
         for read in &ready.reads {
             replica.active_at = Some(*now);
-            replica.reads.confirm(read.context, read.index);
+            replica.work.reads.confirm(read.context, read.index);
         }
         for &context in &ready.reads_dropped {
-            replica.reads.drop_round(context);
+            replica.work.reads.drop_round(context);
         }
-        while let Some((read, may_serve)) = replica.reads.pop(replica.applied.index) {
+        while replica.work.reads.len() > 0
+            && let Some((read, may_serve)) = replica.work.reads.pop(replica.applied.index)
+        {
             if !callers.wants(read.id) {
                 callers.close(read.id);
                 continue;

@@ -3,6 +3,7 @@
 use crate::members::Farewell;
 use crate::output::LogWrite;
 use crate::proposal::Proposals;
+use crate::reads::Reads;
 use crate::replica::{Held, OnDurable};
 use crate::request::RequestId;
 use crate::transfer::Outgoing;
@@ -18,6 +19,8 @@ pub(crate) struct Work {
     pub(crate) own_writes: VecDeque<(WriteId, OnDurable)>,
     /// Proposals whose fate isn't known.
     pub(crate) proposals: Proposals,
+    /// Reads that wait for their index.
+    pub(crate) reads: Reads,
     /// Commands whose turn hasn't come, and their bytes.
     pub(crate) held: VecDeque<Held>,
     pub(crate) held_bytes: usize,
@@ -37,6 +40,7 @@ impl Part for Work {
             own_records: Vec::new(),
             own_writes: VecDeque::new(),
             proposals: Proposals::new(),
+            reads: Reads::new(),
             held: VecDeque::new(),
             held_bytes: 0,
             turn_bytes: 0,
@@ -51,6 +55,7 @@ impl Part for Work {
         self.own_records.is_empty()
             && self.own_writes.is_empty()
             && self.proposals.len() == 0
+            && self.reads.len() == 0
             && self.held.is_empty()
             && self.turn_bytes == 0
             && self.handing_over.is_none()

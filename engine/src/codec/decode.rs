@@ -386,7 +386,7 @@ impl<'a> Columns<'a> {
             shard: ShardId(row.shard.to_native()),
             range,
             epoch: Epoch { range: row.epoch_range.to_native(), membership: row.epoch_membership.to_native() },
-            replicas,
+            replicas: replicas.into(),
             next_replica_id: row.next_replica_id.to_native(),
             feature_level: row.feature_level.to_native(),
         };

@@ -401,7 +401,7 @@ impl<'a> Gather<'a> {
     fn descriptor(&mut self, descriptor: &'a Descriptor) -> WireDescriptor {
         self.shared(&descriptor.range.start);
         self.shared(&descriptor.range.end);
-        for place in &descriptor.replicas {
+        for place in &*descriptor.replicas {
             self.meta.place_replicas.push(place.replica.get());
             self.meta.place_nodes.push(place.node.0);
             self.meta.place_roles.push(place.role as u8);

@@ -160,8 +160,9 @@ fn only_an_order_creates_and_only_a_learner() {
     let (mut cluster, leader) = four_nodes();
     let mut wrong = descriptor(&cluster, leader).clone();
     let replica = ReplicaId::new(9).expect("not 0");
-    wrong.replicas.push(ReplicaPlace { replica, node: addr(SPARE).node, role: ReplicaRole::Voter });
     let from = wrong.replicas[0].replica;
+    let stranger = ReplicaPlace { replica, node: addr(SPARE).node, role: ReplicaRole::Voter };
+    wrong.replicas = [&*wrong.replicas, &[stranger]].concat().into();
     let order = PeerMessage::Placement { shard: S1, from, to: replica, descriptor: Box::new(wrong) };
     let last = Mark::new(9, 9);
     let body = floe_raft::Body::PreVote { last };

@@ -152,7 +152,7 @@ impl Cluster {
         };
         let stays = |node: &NodeId| seat(*node).map_or(place(*node).is_some(), |seat| seat != Seat::Vacant);
         let founders = self.shards.iter().filter(|founded| founded.shard == descriptor.shard);
-        let founders = founders.flat_map(|founded| &founded.replicas).map(|place| place.node);
+        let founders = founders.flat_map(|founded| &*founded.replicas).map(|place| place.node);
         let damages = if self.may_damage() { (self.plan.replication - 1) / 2 } else { 0 };
         let voters = ids.iter().filter(|node| will_vote(node)).count();
         voters > 2 * damages && founders.filter(stays).any(|node| lives(&node))

@@ -50,7 +50,8 @@ fn lives_on(cluster: &Cluster, node: usize) -> Option<u64> {
 /// A voter of the shard that doesn't lead it, as a place and an id.
 fn follower(cluster: &Cluster) -> (usize, u64) {
     let leader = cluster.leader(shard(cluster)).expect("a leader") as u64 + 1;
-    let mut places = cluster.descriptor(shard(cluster)).replicas.into_iter().map(|place| place.node.0);
+    let descriptor = cluster.descriptor(shard(cluster));
+    let mut places = descriptor.replicas.iter().map(|place| place.node.0);
     let id = places.find(|id| *id != leader).expect("three voters");
     (id as usize - 1, id)
 }
