@@ -12,6 +12,7 @@ use crate::message::{Body, FollowerStamp, LeaderStamp};
 use crate::output::Outbox;
 use crate::planted::{self, Planted};
 use crate::progress::{Feed, FeedState, Progress};
+use crate::quiescence::Asleep;
 use crate::quorum;
 use crate::raft::{Raft, Role};
 use crate::read_index::{Asked, Reads};
@@ -46,8 +47,10 @@ struct Transfer {
 /// A leader's own data.
 #[derive(Debug)]
 pub(crate) struct Leader {
-    /// Everybody else, in order of id.
+    /// Everybody else, in order of id; while it is quiet, nobody.
     pub(crate) peers: Vec<Progress>,
+    /// While it is quiet, everybody else, in order of id.
+    pub(crate) asleep: Box<[Asleep]>,
     pub(crate) reads: Reads,
     /// Index of the first entry of this term. Committed = this leader knows what is committed.
     pub(crate) term_start: Index,
@@ -72,6 +75,7 @@ impl Leader {
         let inherited = view.log.slice(view.commit + 1, next, usize::MAX);
         Self {
             peers: others.map(|id| Progress::new(id, next, view.now)).collect(),
+            asleep: Box::default(),
             reads: Reads::default(),
             term_start: next,
             told: 0,
@@ -134,13 +138,6 @@ impl Leader {
     /// Nobody waits for anything but entries.
     pub(crate) fn is_idle(&self) -> bool {
         self.transfer.is_none() && self.reads.are_none()
-    }
-
-    /// Gives back what it doesn't need as long as nothing is in flight.
-    pub(crate) fn shrink(&mut self) {
-        self.peers.iter_mut().for_each(Progress::shrink);
-        self.peers.shrink_to_fit();
-        self.reads.shrink();
     }
 
     fn peer(&mut self, id: ReplicaId) -> Option<&mut Progress> {
@@ -439,7 +436,8 @@ impl Raft {
     pub fn min_matched(&self) -> Option<Index> {
         let Role::Leader(leader) = &self.role else { return None };
         let fed = leader.peers.iter().filter(|peer| peer.feed_state() != FeedState::Snapshot);
-        Some(fed.map(|peer| peer.matched).min().unwrap_or(self.writes.durable()))
+        let asleep = leader.asleep.iter().map(|peer| peer.matched);
+        Some(fed.map(|peer| peer.matched).chain(asleep).min().unwrap_or(self.writes.durable()))
     }
 
     /// The target of the transfer that runs, if any.

@@ -69,7 +69,8 @@ impl Raft {
         }
     }
 
-    /// The lease in force; `None` unless this replica leads and may read its applied state. Ask again after
+    /// The lease in force; `None` unless this replica leads and may read its applied state. A quiet leader has none,
+    /// unless it is the only voter: it has forgotten what it was promised. Ask again after
     /// every input: it may end early at any of them.
     pub fn lease(&self) -> Option<Lease> {
         let Role::Leader(leader) = &self.role else { return None };

@@ -9,7 +9,6 @@
 
 use crate::config::Config;
 use crate::freshness::Stamps;
-use crate::lazy::Lazy;
 use crate::types::{Index, Nanos, ReplicaId};
 use std::collections::VecDeque;
 
@@ -82,7 +81,7 @@ pub enum FeedState {
 /// Appends in flight to one follower, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
-    appends: Lazy<VecDeque<(Index, usize)>>,
+    appends: VecDeque<(Index, usize)>,
     bytes: usize,
 }
 
@@ -245,13 +244,6 @@ impl Progress {
     pub(crate) fn is_level(&self, last: Index) -> bool {
         let is_fed = matches!(self.feed, Feed::Replicate { .. });
         is_fed && self.matched == last && self.told_commit == last
-    }
-
-    /// Gives back the memory of an empty window.
-    pub(crate) fn shrink(&mut self) {
-        if let Feed::Replicate { window, .. } = &mut self.feed {
-            window.appends.give_back();
-        }
     }
 
     /// The kind of state it is in.

@@ -11,9 +11,32 @@
 
 use crate::leader::Leader;
 use crate::message::{Body, FollowerStamp, LeaderStamp};
+use crate::progress::Progress;
 use crate::quorum::{self, VoteResult};
 use crate::raft::{Raft, Role};
-use crate::types::{Mark, Nanos, ReplicaId};
+use crate::types::{Index, Mark, Nanos, ReplicaId};
+
+/// What a quiet leader remembers of a follower. It has no lease, and owes nobody anything.
+#[derive(Debug)]
+pub(crate) struct Asleep {
+    id: ReplicaId,
+    /// Highest index known to be durable there and equal to the leader's.
+    pub(crate) matched: Index,
+}
+
+impl Asleep {
+    /// A follower that held all is fed as before. One that didn't was not alive: where its log agrees is a guess, as
+    /// for a new leader.
+    pub(crate) fn awake(&self, last: Index, now: Nanos) -> Progress {
+        let mut peer = Progress::new(self.id, last + 1, now);
+        peer.matched = self.matched;
+        if peer.matched == last {
+            peer.become_replicate(now);
+            peer.told_commit = last;
+        }
+        peer
+    }
+}
 
 impl Raft {
     /// Whether it is quiet.
@@ -67,7 +90,7 @@ impl Raft {
         self.log.shrink();
         self.writes.shrink();
         match &mut self.role {
-            Role::Leader(leader) => leader.shrink(),
+            Role::Leader(leader) => leader.fall_asleep(),
             Role::Follower(follower) => follower.forwarded.give_back(),
             Role::PreCandidate(_) | Role::Candidate(_) => {}
         }
@@ -82,7 +105,7 @@ impl Raft {
         }
         let (now, patience) = (self.now, self.config.election_timeout_max_ns);
         if let Role::Leader(leader) = &mut self.role {
-            return leader.wake(now, patience);
+            return leader.wake(self.log.last_index(), now, patience);
         }
         self.timer.redraw(&self.config);
         self.timer.restart(heard_at);
@@ -105,9 +128,17 @@ impl Raft {
 }
 
 impl Leader {
-    /// Nobody has heard or said anything meanwhile: patience begins anew.
-    fn wake(&mut self, now: Nanos, patience: Nanos) {
+    /// Nothing is in flight: what the others hold is all that has to be known of them.
+    fn fall_asleep(&mut self) {
+        let peers = std::mem::take(&mut self.peers).into_iter();
+        self.asleep = peers.map(|Progress { id, matched, .. }| Asleep { id, matched }).collect();
+        self.reads.shrink();
+    }
+
+    /// Nobody has heard or said anything meanwhile: patience begins anew. The log ends at `last`.
+    fn wake(&mut self, last: Index, now: Nanos, patience: Nanos) {
         self.check_quorum_at = now.saturating_add(patience);
-        self.peers.iter_mut().for_each(|peer| peer.heard_at = now);
+        let asleep = std::mem::take(&mut self.asleep);
+        self.peers = asleep.iter().map(|peer| peer.awake(last, now)).collect();
     }
 }

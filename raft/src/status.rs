@@ -47,7 +47,8 @@ pub struct Status {
     pub membership_index: Index,
     /// Where leadership is being moved to.
     pub transfer_to: Option<ReplicaId>,
-    /// What a leader knows of the others, in order of id; empty on other roles.
+    /// What a leader knows of the others (a quiet one: what it begins with when it is woken), in order of id;
+    /// empty on other roles.
     pub peers: Vec<PeerStatus>,
 }
 
@@ -72,7 +73,15 @@ impl Raft {
     /// A copy of the replica's state. Allocates; not for the hot path.
     pub fn status(&self) -> Status {
         let peers = match &self.role {
-            Role::Leader(leader) => leader.peers.iter().map(PeerStatus::of).collect(),
+            Role::Leader(leader) => {
+                let asleep = leader.asleep.iter().map(|peer| peer.awake(self.log.last_index(), self.now));
+                leader
+                    .peers
+                    .iter()
+                    .map(PeerStatus::of)
+                    .chain(asleep.map(|peer| PeerStatus::of(&peer)))
+                    .collect()
+            }
             _ => Vec::new(),
         };
         Status {

@@ -25,8 +25,8 @@ struct Write {
     id: WriteId,
     /// Once complete, the log up to here is durable and is what the log holds now; 0 = nothing.
     vouches_to: Index,
-    /// The ballot it carries.
-    ballot: Option<Ballot>,
+    /// If it carries a ballot: the one before, which is durable until this write is.
+    replaces: Option<Ballot>,
 }
 
 /// Tracks writes from `ready` to `persisted`.
@@ -37,7 +37,6 @@ pub(crate) struct Writes {
     handed: Index,
     durable: Index,
     handed_ballot: Ballot,
-    durable_ballot: Ballot,
 }
 
 impl Writes {
@@ -49,7 +48,6 @@ impl Writes {
             handed: last,
             durable: last,
             handed_ballot: ballot,
-            durable_ballot: ballot,
         }
     }
 
@@ -68,9 +66,9 @@ impl Writes {
         self.handed_ballot
     }
 
-    /// The newest ballot that is durable.
+    /// The newest ballot that is durable. Linear in the writes in flight.
     pub(crate) fn durable_ballot(&self) -> Ballot {
-        self.durable_ballot
+        self.in_flight.iter().find_map(|write| write.replaces).unwrap_or(self.handed_ballot)
     }
 
     /// The log was cut: nothing from `from` on is what the log holds any more.
@@ -99,8 +97,8 @@ impl Writes {
         assert!(last >= self.handed, "write up to {last} after {} was handed out", self.handed);
         self.last_id.0 += 1;
         self.handed = last;
-        self.handed_ballot = ballot.unwrap_or(self.handed_ballot);
-        self.in_flight.push_back(Write { id: self.last_id, vouches_to: last, ballot });
+        let replaces = ballot.map(|ballot| std::mem::replace(&mut self.handed_ballot, ballot));
+        self.in_flight.push_back(Write { id: self.last_id, vouches_to: last, replaces });
         self.last_id
     }
 
@@ -115,7 +113,6 @@ impl Writes {
         while self.in_flight.front().is_some_and(|write| write.id <= id) {
             let Some(write) = self.in_flight.pop_front() else { break };
             self.durable = self.durable.max(write.vouches_to);
-            self.durable_ballot = write.ballot.unwrap_or(self.durable_ballot);
         }
         assert!(self.durable <= self.handed, "durable {} is above handed out {}", self.durable, self.handed);
     }
@@ -150,5 +147,18 @@ mod tests {
         let second = writes.begin(3, None);
         writes.complete(second);
         assert_eq!((writes.durable(), writes.durable_ballot().term), (3, 2));
+    }
+
+    #[test]
+    fn a_ballot_is_durable_with_its_own_write_and_not_before() {
+        let of_term = |term| Ballot { term, vote: None };
+        let mut writes = Writes::new(0, of_term(1));
+        let ballots = [None, Some(2), None, Some(3), None];
+        let ids = ballots.map(|term| writes.begin(0, term.map(of_term)));
+        assert_eq!((writes.handed_ballot().term, writes.durable_ballot().term), (3, 1));
+        for (id, term) in ids.into_iter().zip([1, 2, 2, 3, 3]) {
+            writes.complete(id);
+            assert_eq!(writes.durable_ballot().term, term, "after {id:?}");
+        }
     }
 }

@@ -5,12 +5,12 @@ use crate::ids::CoreAddr;
 use crate::multi_raft::MultiRaft;
 use crate::output::{DumpSave, LogWrite, Output};
 use crate::peer::PeerMessage;
-use crate::replica::Stage;
 use crate::request::{Answer, UnknownReason};
 use crate::transfer::{INCOMING_MAX, InStage, Incoming, Install};
 use bytes::Bytes;
 use floe_raft::{Body, LeaderStamp, Mark, Message, ReplicaId, SnapshotInstall, WriteId};
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 /// Parts asked for at a time.
 const PULLS_IN_FLIGHT: u64 = 2;
@@ -197,7 +197,7 @@ impl MultiRaft {
             panic!("{}: {mark} is installed before it is saved", replica.shard)
         };
         if let Err(why) = replica.machine.restore(&body) {
-            replica.stage = Stage::Broken(format!("the dump at {mark} can't be restored: {why:?}"));
+            replica.break_down(format!("the dump at {mark} can't be restored: {why:?}"));
             return;
         }
         let descriptor = head.descriptor.encode();
@@ -244,7 +244,7 @@ impl MultiRaft {
         let before = std::mem::replace(&mut replica.base.generation, saved_as);
         replica.base.flushed = mark;
         replica.set_base_descriptor(descriptor);
-        replica.base.dump_len = Some(len);
+        replica.base.dump_len = NonZeroU64::new(len);
         if std::mem::take(&mut replica.flush.reset_after) {
             replica.write_reset();
         }

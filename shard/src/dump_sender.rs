@@ -67,7 +67,7 @@ impl MultiRaft {
     fn offer(&mut self, slot: usize, at: usize) {
         let replica = &mut self.replicas[slot];
         let (generation, mark) = (replica.base.generation, replica.base.flushed);
-        let len = replica.base.dump_len.expect("offered only once its length is known");
+        let len = replica.base.dump_len.expect("offered only once its length is known").get();
         let to = replica.work.outgoing[at].to;
         replica.work.outgoing[at].stage = OutStage::Offered { generation, mark, len, heard_at: self.now };
         let Some(addr) = replica.route(to) else {

@@ -19,6 +19,7 @@ use crate::replica::{OnDurable, Replica};
 use crate::state_machine::Pressure;
 use bytes::Bytes;
 use floe_raft::{Entry, Mark, Nanos, Planted, ReplicaId, is_planted};
+use std::num::NonZeroU64;
 
 /// A shard with at most this much log since its last dump is copied forward once, before it is dumped.
 const RESET_BYTES_MAX: usize = 1 << 20;
@@ -257,7 +258,7 @@ impl Replica {
         let before = std::mem::replace(&mut self.base.generation, generation);
         self.base.flushed = mark;
         self.set_base_descriptor(descriptor);
-        self.base.dump_len = is_whole.then_some(len);
+        self.base.dump_len = NonZeroU64::new(len).filter(|_| is_whole);
         self.flush.unflushed_bytes -= covered_bytes;
         self.flush.copied = false;
         let record =

@@ -4,7 +4,7 @@
 use crate::ids::ShardId;
 use crate::multi_raft::{MultiRaft, Outbox};
 use crate::readable::StateView;
-use crate::replica::{Replica, Stage};
+use crate::replica::Replica;
 use crate::request::{Answer, Query, Refusal, RequestId};
 use crate::state_machine::{Job, JobDone};
 use floe_raft::ReplicaId;
@@ -98,7 +98,7 @@ impl MultiRaft {
         let replica = &mut self.replicas[slot];
         replica.fetching = false;
         if let Err(why) = done {
-            replica.stage = Stage::Broken(why);
+            replica.break_down(why);
         }
         self.touch(slot);
     }

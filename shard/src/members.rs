@@ -155,7 +155,7 @@ impl Replica {
         });
         let Some(next) = next else {
             let why = format!("the membership at {} doesn't fit {:?}", entry.mark, self.descriptor);
-            self.stage = Stage::Broken(why);
+            self.break_down(why);
             return;
         };
         for place in &*self.descriptor.replicas {

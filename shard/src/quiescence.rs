@@ -13,45 +13,40 @@
 //! - A peer that comes back, with a new boot epoch or after a silence, wakes the quiet groups
 //!   that are led here and have a replica there: that one waits for a leader.
 //!
-//! Invariant: a quiet replica that takes part is in [`Quiet`], under the core that it depends on: its own, if it
+//! Invariant: a quiet replica that takes part is counted in [`Quiet`], under the core that it depends on: its own, if it
 //! leads. The reverse holds after the replica's next turn.
 
 use crate::ids::{CoreAddr, ShardId};
 use crate::multi_raft::MultiRaft;
 use crate::replica::Replica;
 use floe_raft::{Nanos, ReplicaId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-/// Slots of quiet replicas, by the core that leads them.
+/// How many replicas are quiet, by the core that leads them; never 0. Which they are is said by [`Replica::quiet_on`].
 #[derive(Default)]
-pub(crate) struct Quiet(BTreeMap<CoreAddr, BTreeSet<usize>>);
+pub(crate) struct Quiet(BTreeMap<CoreAddr, usize>);
 
 impl Quiet {
-    fn insert(&mut self, on: CoreAddr, slot: usize) {
-        self.0.entry(on).or_default().insert(slot);
+    fn add(&mut self, on: CoreAddr) {
+        *self.0.entry(on).or_default() += 1;
     }
 
-    fn remove(&mut self, on: CoreAddr, slot: usize) {
-        if let Some(slots) = self.0.get_mut(&on) {
-            slots.remove(&slot);
-            if slots.is_empty() {
-                self.0.remove(&on);
-            }
+    fn remove(&mut self, on: CoreAddr) {
+        let count = self.0.get_mut(&on).unwrap_or_else(|| panic!("no quiet replica is counted on {on}"));
+        *count -= 1;
+        if *count == 0 {
+            self.0.remove(&on);
         }
-    }
-
-    fn on(&self, core: CoreAddr) -> impl Iterator<Item = usize> {
-        self.0.get(&core).into_iter().flatten().copied()
     }
 
     /// How many are led from `core`.
     pub(crate) fn led_from(&self, core: CoreAddr) -> usize {
-        self.0.get(&core).map_or(0, BTreeSet::len)
+        self.0.get(&core).copied().unwrap_or(0)
     }
 
     /// How many there are. O(peers).
     pub(crate) fn len(&self) -> usize {
-        self.0.values().map(BTreeSet::len).sum()
+        self.0.values().sum()
     }
 }
 
@@ -95,18 +90,25 @@ impl MultiRaft {
         }
     }
 
+    /// O(shards of this core), if any is led from there.
     fn wake_led_from(&mut self, core: CoreAddr, heard_at: Nanos) {
-        for slot in self.quiet.0.remove(&core).into_iter().flatten() {
-            self.wake(slot, heard_at);
+        if self.quiet.0.remove(&core).is_none() {
+            return;
+        }
+        for slot in 0..self.replicas.len() {
+            if self.replicas[slot].quiet_on.take_if(|on| *on == core).is_some() {
+                self.wake(slot, heard_at);
+            }
         }
     }
 
-    /// Wakes what is led here and has a replica on `core`.
+    /// Wakes what is led here and has a replica on `core`. O(shards of this core).
     fn wake_for(&mut self, core: CoreAddr) {
-        let reaches = |slot: &usize| self.replicas[*slot].routes.iter().any(|(_, addr)| *addr == core);
-        let slots: Vec<_> = self.quiet.on(self.me).filter(reaches).collect();
-        for slot in slots {
-            self.wake(slot, self.now);
+        for slot in 0..self.replicas.len() {
+            let replica = &self.replicas[slot];
+            if replica.quiet_on == Some(self.me) && replica.routes.iter().any(|(_, addr)| *addr == core) {
+                self.wake(slot, self.now);
+            }
         }
     }
 
@@ -167,16 +169,17 @@ impl MultiRaft {
     }
 
     fn note_quiet(&mut self, slot: usize, on: CoreAddr) {
-        self.quiet.insert(on, slot);
         let replica = &mut self.replicas[slot];
-        assert!(replica.quiet_on.is_none_or(|before| before == on), "{}: quiet on two cores", replica.shard);
-        replica.quiet_on = Some(on);
+        match replica.quiet_on.replace(on) {
+            Some(before) => assert!(before == on, "{}: quiet on {before} and on {on}", replica.shard),
+            None => self.quiet.add(on),
+        }
     }
 
     /// The replica leaves: nobody has to watch for it any more.
     pub(crate) fn forget_quiet(&mut self, slot: usize) {
         if let Some(on) = self.replicas[slot].quiet_on.take() {
-            self.quiet.remove(on, slot);
+            self.quiet.remove(on);
         }
     }
 
@@ -187,7 +190,7 @@ impl MultiRaft {
             return;
         }
         let Some(on) = replica.quiet_on.take() else { return };
-        self.quiet.remove(on, slot);
+        self.quiet.remove(on);
         if on == self.me {
             self.leaders.insert(slot);
         }

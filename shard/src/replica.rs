@@ -18,6 +18,7 @@ use crate::transfer::{Incoming, Install};
 use crate::work::Work;
 use bytes::Bytes;
 use floe_raft::{Entry, EntryKind, Index, Lazy, Mark, Nanos, Raft, ReplicaId, WriteId};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 /// Write ids with this bit are the shard layer's own; Raft's never get there.
@@ -31,7 +32,7 @@ const HEAD_STARTS: u8 = 5;
 pub(crate) const ADMIN_VERSION: u8 = 1;
 
 /// Whether the replica takes part.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// Its first record is not durable yet: it hears and says nothing.
     Booting,
@@ -39,9 +40,9 @@ pub(crate) enum Stage {
     Running,
     /// It was removed from the shard: it is gone once its tombstone is durable. It hears and says nothing.
     Leaving,
-    /// Its state can't be used any more; why. It hears and says nothing until a restart, which recovers
-    /// what was durable.
-    Broken(String),
+    /// Its state can't be used any more: [`Work::broken`] says why. It hears and says nothing until a restart,
+    /// which recovers what was durable.
+    Broken,
 }
 
 /// What is durable besides Raft's own writes.
@@ -52,7 +53,7 @@ pub(crate) struct Base {
     /// 0 = no dump: the state at `flushed` is empty.
     pub(crate) generation: u64,
     /// Length of that dump; `None` if a former boot saved it, or it only names files of this node.
-    pub(crate) dump_len: Option<u64>,
+    pub(crate) dump_len: Option<NonZeroU64>,
     /// Encoded descriptor as of `flushed`; `None` = the one in force.
     pub(crate) descriptor: Option<Box<Bytes>>,
     pub(crate) lowest_replica: u64,
@@ -161,6 +162,11 @@ impl Replica {
             incoming: None,
             install: None,
         }
+    }
+
+    pub(crate) fn break_down(&mut self, why: String) {
+        self.stage = Stage::Broken;
+        self.work.broken = why;
     }
 
     pub(crate) fn takes_part(&self) -> bool {

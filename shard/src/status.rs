@@ -90,11 +90,11 @@ impl Replica {
             log_bytes: self.raft.log_bytes(),
             size_bytes: self.machine.size_bytes(),
             waiting: self.work.proposals.len() + self.work.held.len() + self.work.reads.len(),
-            fault: match &self.stage {
+            fault: match self.stage {
                 Stage::Running => None,
                 Stage::Booting => Some("its first record is not durable yet".to_owned()),
                 Stage::Leaving => Some("it was removed from the shard".to_owned()),
-                Stage::Broken(why) => Some(why.clone()),
+                Stage::Broken => Some(self.work.broken.clone()),
             },
         }
     }

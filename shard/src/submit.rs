@@ -23,12 +23,13 @@ impl MultiRaft {
         self.advance_clock(now);
         let shard = request.shard();
         let slot = *self.slots.get(&shard).ok_or(Answer::Refused(Refusal::NoSuchShard { shard }))?;
-        match &self.replicas[slot].stage {
+        match self.replicas[slot].stage {
             Stage::Running => {}
             Stage::Leaving => return Err(Answer::Refused(Refusal::NoSuchShard { shard })),
             Stage::Booting => return Err(Answer::Refused(Refusal::NotLeader { leader: None })),
-            Stage::Broken(reason) => {
-                return Err(Answer::Refused(Refusal::Unavailable { reason: reason.clone() }));
+            Stage::Broken => {
+                let reason = self.replicas[slot].work.broken.clone();
+                return Err(Answer::Refused(Refusal::Unavailable { reason }));
             }
         }
         if self.replicas[slot].is_unled() {

@@ -24,6 +24,8 @@ pub(crate) struct Work {
     /// Commands whose turn hasn't come, and their bytes.
     pub(crate) held: VecDeque<Held>,
     pub(crate) held_bytes: usize,
+    /// Why the replica is [`crate::replica::Stage::Broken`], if it is.
+    pub(crate) broken: String,
     /// Bytes proposed since the last turn.
     pub(crate) turn_bytes: usize,
     /// Who waits for a leadership transfer, and its target.
@@ -43,6 +45,7 @@ impl Part for Work {
             reads: Reads::new(),
             held: VecDeque::new(),
             held_bytes: 0,
+            broken: String::new(),
             turn_bytes: 0,
             handing_over: None,
             outgoing: Vec::new(),
@@ -57,6 +60,7 @@ impl Part for Work {
             && self.proposals.len() == 0
             && self.reads.len() == 0
             && self.held.is_empty()
+            && self.broken.is_empty()
             && self.turn_bytes == 0
             && self.handing_over.is_none()
             && self.outgoing.is_empty()
