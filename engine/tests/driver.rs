@@ -324,7 +324,7 @@ impl Script for Server {
                 Input::PeerDown { .. } => effects.events.push(Event::Leader { shard: DOWN, leader: None }),
                 Input::Frame { from, body } => {
                     if let Err(error) = codec::decode(body) {
-                        effects.disconnects.push((from, error.to_string()));
+                        effects.disconnects.push((from, error.into()));
                     }
                 }
                 Input::Shutdown => effects.events.push(Event::Stopped),
