@@ -167,6 +167,7 @@ impl Raft {
     pub fn is_unheard(&self, peer: ReplicaId) -> bool {
         let Role::Leader(leader) = &self.role else { return false };
         leader.peers.iter().any(|known| known.id == peer && known.matched == 0 && known.answered_at == 0)
+            || leader.asleep.iter().any(|known| known.id == peer && known.matched == 0)
     }
 
     /// The entries of the log after `after` that hold memberships, oldest first. Linear in the memberships.

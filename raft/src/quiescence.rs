@@ -19,7 +19,7 @@ use crate::types::{Index, Mark, Nanos, ReplicaId};
 /// What a quiet leader remembers of a follower. It has no lease, and owes nobody anything.
 #[derive(Debug)]
 pub(crate) struct Asleep {
-    id: ReplicaId,
+    pub(crate) id: ReplicaId,
     /// Highest index known to be durable there and equal to the leader's.
     pub(crate) matched: Index,
 }

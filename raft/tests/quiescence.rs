@@ -1,7 +1,7 @@
 //! What a quiet leader knows of the others, and what it makes of that when it is woken.
 
 use bytes::Bytes;
-use floe_raft::{EntryKind, FeedState, Index, Raft};
+use floe_raft::{Change, EntryKind, FeedState, Index, MembershipChange, Raft};
 use group::{led_by_the_first, replica, settle};
 
 mod group;
@@ -30,6 +30,18 @@ fn a_quiet_leader_remembers_what_the_others_hold_and_has_no_lease() {
     assert_eq!(fed(&group), [(FeedState::Replicate, 2), (FeedState::Probe, 1)]);
     assert_eq!(group[0].min_matched(), Some(1), "what the third lacks is kept for it");
     assert_eq!(group[0].lease(), None);
+}
+
+/// Else it could be made a voter, and the group would wait for its vote for ever.
+#[test]
+fn a_quiet_leader_knows_whom_it_has_never_heard() {
+    let mut group = led_by_the_first();
+    let change = MembershipChange::Simple(Change::AddLearner(replica(4)));
+    group[0].propose_membership(0, &change, false, b"").expect("it leads");
+    settle(&mut group, 3);
+    assert!(group[0].is_unheard(replica(4)));
+    assert!(group[0].maybe_quiesce(0, |id| id != replica(4)), "{:?}", group[0].status());
+    assert!(group[0].is_quiet() && group[0].is_unheard(replica(4)) && !group[0].is_unheard(replica(3)));
 }
 
 #[test]
