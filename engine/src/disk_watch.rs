@@ -3,7 +3,8 @@
 //! A core whose disk doesn't answer can't do its work: it stops beating and leading, so that others can, until
 //! the disk answers. Patience counts from the first turn *after* the one that issued a call: the driver
 //! carries calls out when the turn is over, and a turn in which the thread lost its processor for long would
-//! otherwise make a call look old that has only just begun.
+//! otherwise make a call look old that has only just begun. Nor does the time count in which the thread had no turn at
+//! all, as after a SIGSTOP: it hasn't looked whether the disk has answered.
 
 use floe_raft::Nanos;
 
@@ -20,6 +21,7 @@ pub(crate) enum Change {
 pub(crate) struct DiskWatch {
     patience: Nanos,
     oldest: Option<Oldest>,
+    turned_at: Nanos,
     stuck_since: Option<Nanos>,
 }
 
@@ -32,13 +34,17 @@ struct Oldest {
 
 impl DiskWatch {
     pub(crate) fn new(patience: Nanos) -> Self {
-        Self { patience, oldest: None, stuck_since: None }
+        Self { patience, oldest: None, turned_at: Nanos::MAX, stuck_since: None }
     }
 
     /// Looks at when the oldest call was issued, at the start of a turn whose inputs have been taken.
     pub(crate) fn turn(&mut self, now: Nanos, issued_at: Option<Nanos>) -> Option<Change> {
+        let without_turn = now.saturating_sub(std::mem::replace(&mut self.turned_at, now));
+        let not_looked = without_turn.saturating_sub(self.patience / 2);
         self.oldest = issued_at.map(|issued_at| match self.oldest {
-            Some(oldest) if oldest.issued_at == issued_at => oldest,
+            Some(Oldest { issued_at: before, seen_at }) if before == issued_at => {
+                Oldest { issued_at, seen_at: seen_at + not_looked }
+            }
             _ => Oldest { issued_at, seen_at: now },
         });
         let is_stuck = self.oldest.is_some_and(|oldest| oldest.seen_at + self.patience <= now);
@@ -84,12 +90,23 @@ mod tests {
         assert_eq!(watch.deadline(Some(10)), 35, "soon enough to see it");
         assert_eq!(watch.turn(35, Some(10)), None);
         assert_eq!(watch.deadline(Some(10)), 135);
-        assert_eq!(watch.turn(134, Some(10)), None);
+        for now in [60, 100, 134] {
+            assert_eq!(watch.turn(now, Some(10)), None, "at {now}");
+        }
         assert_eq!(watch.turn(135, Some(10)), Some(Change::Stuck));
         assert_eq!((watch.turn(140, Some(10)), watch.deadline(Some(10))), (None, Nanos::MAX));
         assert_eq!(watch.turn(150, Some(145)), Some(Change::Answers { after: 15 }));
         assert_eq!(watch.turn(160, None), None);
         assert_eq!(watch.deadline(None), Nanos::MAX);
+    }
+
+    #[test]
+    fn a_thread_that_was_stopped_gives_the_disk_time_to_be_heard() {
+        let mut watch = DiskWatch::new(PATIENCE);
+        assert_eq!(watch.turn(35, Some(10)), None);
+        assert_eq!(watch.turn(1000, Some(10)), None, "the answer may wait to be taken");
+        assert_eq!(watch.turn(1040, Some(10)), None);
+        assert_eq!(watch.turn(1050, Some(10)), Some(Change::Stuck));
     }
 
     #[test]
