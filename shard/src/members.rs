@@ -294,6 +294,14 @@ impl MultiRaft {
         replicas[slot].work.farewells = farewells;
     }
 
+    /// Whether a removed replica that can be reached is still to be told. In a quiet group nobody would tell it, and it
+    /// may be quiet itself, and trust the core of the leader that it had. (One that can't be reached will miss that
+    /// core's beats.)
+    pub(crate) fn owes_farewell(&self, slot: usize) -> bool {
+        let replica = &self.replicas[slot];
+        replica.work.farewells.iter().any(|gone| self.peers.route(gone.node, replica.shard).is_some())
+    }
+
     /// `from` takes part no more, but doesn't know it: it asks for votes, or whether it is a member.
     pub(crate) fn tell_removed(&mut self, slot: usize, addr: CoreAddr, from: ReplicaId) {
         let replica = &self.replicas[slot];

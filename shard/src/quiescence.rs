@@ -148,7 +148,7 @@ impl MultiRaft {
         let replica = &self.replicas[slot];
         let patience = self.config.quiet_after_ns;
         let is_active = replica.active_at.is_some_and(|at| self.now.saturating_sub(at) < patience);
-        if patience == Nanos::MAX || is_active || replica.has_business() {
+        if patience == Nanos::MAX || is_active || replica.has_business() || self.owes_farewell(slot) {
             return false;
         }
         let live = replica.routes.iter().filter(|(_, core)| !self.is_silent(self.peers.heard_at(*core)));

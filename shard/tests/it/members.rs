@@ -178,6 +178,21 @@ fn only_an_order_creates_and_only_a_learner() {
     assert!(!has_replica(&cluster, SPARE));
 }
 
+/// The removed replica trusts the core that led it, and so asks for no votes as long as that core beats.
+#[test]
+fn a_group_that_goes_quiet_at_once_has_told_the_replica_that_it_removed() {
+    let mut cluster = Cluster::with_spares(ShardConfig { quiet_after_ns: 0, ..ShardConfig::default() }, 1, 1);
+    let leader = cluster.await_leader(S1);
+    fill(&mut cluster, leader, 5);
+    cluster.run(100);
+    let gone = crate::others(leader)[0];
+    assert_eq!(change(&mut cluster, &[seat(gone, Seat::Vacant)]), Answer::Done);
+    cluster.run_until("it is destroyed", |cluster| !has_replica(cluster, gone));
+    cluster.run(2000);
+    let quiet: usize = cluster.nodes.iter().map(|node| node.multi.quiet_replicas()).sum();
+    assert_eq!(quiet, 2, "the others are quiet once it is told");
+}
+
 #[test]
 fn a_removed_replica_that_missed_it_learns_it_when_it_asks_for_votes() {
     let (mut cluster, leader) = four_nodes();
