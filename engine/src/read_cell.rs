@@ -20,10 +20,10 @@
 
 use crate::held_views::HeldViews;
 use arc_swap::{ArcSwapOption, Guard};
-use floe_raft::{Index, Nanos, Term};
+use floe_raft::{Index, Nanos, Planted, Term, is_planted};
 use floe_shard::descriptor::Descriptor;
 use floe_shard::request::{Answer, Consistency, Query, Request, Versioned};
-use floe_shard::{MultiRaft, NodeId, Readable, ShardId, StateView};
+use floe_shard::{MultiRaft, NodeId, Readable, ShardId, StateView, ViewId};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -45,7 +45,8 @@ impl Grant {
     }
 
     fn is_of(&self, now: &Readable) -> bool {
-        (self.term, self.range_epoch) == (term(now), now.range_epoch)
+        let same_term = self.term == term(now) || is_planted(Planted::GrantOutlivesTerm);
+        same_term && self.range_epoch == now.range_epoch
     }
 }
 
@@ -111,12 +112,23 @@ impl ReadCells {
     pub fn read(&self, request: &Request, clock: impl FnOnce() -> Nanos) -> Option<Answer> {
         let Request::Read { shard, range_epoch, query, consistency } = request else { return None };
         if let Some(view) = request.view() {
-            return (view.node == self.views.node()).then(|| self.views.read(clock(), view, query));
+            return (view.node == self.views.node()).then(|| self.go_on_in(*shard, view, query, clock()));
         }
         let open = self.look(*shard, *consistency)?;
         let now = clock();
         let answer = open.as_ref()?.read(*range_epoch, query, *consistency, now)?;
         Some(self.views.hold_rest(now, None, answer))
+    }
+
+    /// A later page of a scan, from the view that it names.
+    fn go_on_in(&self, shard: ShardId, view: ViewId, query: &Query, now: Nanos) -> Answer {
+        if is_planted(Planted::PageOfCurrentState)
+            && let Some(open) = self.load(shard, Consistency::ANY_AGE)
+            && let Ok(answer) = open.state.read(query)
+        {
+            return self.views.hold_rest(now, Some(view), answer);
+        }
+        self.views.read(now, view, query)
     }
 
     /// What may be read of a shard. The caller looks at its clock after this, and hands it to [`Open::get`] or

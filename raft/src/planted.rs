@@ -49,9 +49,9 @@ pub enum Planted {
     LeaseWithoutDrift,
     /// A lease begins before the leader's first own entry is applied (lease rule 7).
     LeaseBeforeNoop,
-    /// A reader looks at its clock, and only then takes the state that it reads (lease rule 5).
-    /// Not in [`Planted::ALL`]: 500 seeds don't find it any more; a test of the engine's read cells does.
-    ClockBeforeView,
+    /// What readers may go by is extended although its term is over: whoever took a state under the older term passes
+    /// by the lease of the newer one.
+    GrantOutlivesTerm,
     // --- freshness
     /// A leader echoes stamps without proof that it leads (rule 1 of `freshness.rs`).
     StampOfDeposedLeader,
@@ -72,6 +72,10 @@ pub enum Planted {
     DoubleForward,
     /// Another request gets the number of one that is still under way elsewhere.
     RequestNumberReused,
+    /// A shard takes commands for keys outside of its range.
+    RangeNotChecked,
+    /// A later page of a scan is read from the state of now, not from the one that its first page was read from.
+    PageOfCurrentState,
     /// A dump lacks the last row.
     DumpLosesRow,
     /// A dump says that it is older than it is: what it holds is applied again.
@@ -106,8 +110,9 @@ pub enum Planted {
 }
 
 impl Planted {
-    /// Those that the simulator hunts.
-    pub const ALL: [Self; 37] = [
+    /// Those that the simulator hunts: all but [`Planted::StampOfFormerLife`], which needs a clock that begins anew
+    /// where the one before ended, and has a test of its own.
+    pub const ALL: [Self; 44] = [
         Self::VoteNotPersisted,
         Self::OldTermCommitCounted,
         Self::VoteForStaleLog,
@@ -126,10 +131,17 @@ impl Planted {
         Self::PromiseBroken,
         Self::LeaseWithoutDrift,
         Self::LeaseBeforeNoop,
+        Self::GrantOutlivesTerm,
+        Self::StampOfDeposedLeader,
+        Self::StampBeforeOwnCommit,
+        Self::StampBesideLess,
+        Self::FreshBeforeApplied,
         Self::AnswerBeforeCommit,
         Self::AnswerByIndex,
         Self::DoubleForward,
         Self::RequestNumberReused,
+        Self::RangeNotChecked,
+        Self::PageOfCurrentState,
         Self::DumpLosesRow,
         Self::DumpMarkTooOld,
         Self::DumpNameNotSynced,

@@ -5,7 +5,7 @@
 //! one at `applied`, except in [`Stage::Broken`].
 
 use crate::command::split_head;
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, KeyRange};
 use crate::flush::Flush;
 use crate::ids::{CoreAddr, NodeId, ShardId};
 use crate::output::{LogWrite, ShardState};
@@ -17,7 +17,7 @@ use crate::state_machine::{CommandResult, StateMachine};
 use crate::transfer::{Incoming, Install};
 use crate::work::Work;
 use bytes::Bytes;
-use floe_raft::{Entry, EntryKind, Index, Lazy, Mark, Nanos, Raft, ReplicaId, WriteId};
+use floe_raft::{Entry, EntryKind, Index, Lazy, Mark, Nanos, Planted, Raft, ReplicaId, WriteId, is_planted};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
@@ -298,7 +298,8 @@ impl Replica {
             None => Applied::Command(CommandResult::Malformed),
             Some((epoch, _)) if epoch != self.descriptor.epoch.range => Applied::WrongEpoch,
             Some((_, payload)) => {
-                let range = &self.descriptor.range;
+                let anywhere = is_planted(Planted::RangeNotChecked).then(KeyRange::all);
+                let range = anywhere.as_ref().unwrap_or(&self.descriptor.range);
                 match self.machine.apply(entry.mark, payload, range) {
                     CommandResult::Pending => Applied::Pending,
                     result => Applied::Command(result),

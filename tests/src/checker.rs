@@ -5,6 +5,7 @@ pub mod durability;
 pub mod raft_safety;
 pub mod ranges;
 pub mod recovery;
+pub mod snapshots;
 pub mod votes;
 
 use std::fmt;

@@ -3,7 +3,8 @@
 //!
 //! Clients say what they send and what came back. An acknowledgement is checked at once against the
 //! canonical history ([`RaftSafety`]); at the end the whole history is replayed by a little model of the
-//! store, which gives the state that the final reads must find and the outcome of every conditional write.
+//! store, which gives what became of every key, which the final reads must find, and the outcome of every conditional
+//! write.
 
 use crate::checker::Violation;
 use crate::checker::raft_safety::{RaftSafety, entry_hash};
@@ -31,6 +32,8 @@ pub struct Intent {
     pub condition: Condition,
     /// The value it sets, by a number that no other command uses; `None` deletes.
     pub value: Option<u64>,
+    /// Whether it is asked of the shard that serves the key, by its range epoch; else it must do nothing.
+    pub is_at_home: bool,
 }
 
 /// What a client learned about a write.
@@ -56,6 +59,16 @@ struct Sent {
 
 /// A value and the index that wrote it.
 pub type Stored = (u64, Index);
+
+/// What the committed history did to each key: at which index it set it to which value, or deleted it.
+pub type Changes = BTreeMap<u32, Vec<(Index, Option<u64>)>>;
+
+/// What stood under a key when everything up to an index was applied.
+pub fn value_at(changes: &Changes, key: u32, at: Index) -> Option<Stored> {
+    let of_key = changes.get(&key)?;
+    let (index, value) = of_key[..of_key.partition_point(|(index, _)| *index <= at)].last()?;
+    Some(((*value)?, *index))
+}
 
 /// The checker.
 #[derive(Debug, Default)]
@@ -124,12 +137,12 @@ impl Durability {
         Ok(())
     }
 
-    /// Replays a shard's committed history and compares every outcome with it. Answers the final state.
+    /// Replays a shard's committed history and compares every outcome with it. Answers what it did to each key.
     ///
     /// # Errors
     /// What doesn't agree.
-    pub fn replay(&self, shard: ShardId, history: &RaftSafety) -> Result<BTreeMap<u32, Stored>, Violation> {
-        let mut state: BTreeMap<u32, Stored> = BTreeMap::new();
+    pub fn replay(&self, shard: ShardId, history: &RaftSafety) -> Result<Changes, Violation> {
+        let mut changes = Changes::new();
         let mut executed: BTreeMap<u64, Vec<Outcome>> = BTreeMap::new();
         for (expected, (index, committed)) in (FOUNDED_AT.index + 1..).zip(history.history(shard)) {
             if index != expected {
@@ -143,18 +156,20 @@ impl Durability {
                 let detail = format!("{shard}: nobody sent what is committed at {index}");
                 return Err(Violation::new("invented command", detail));
             };
-            let Intent { key, condition, value } = sent.intent;
+            let Intent { key, condition, value, is_at_home } = sent.intent;
+            if !is_at_home {
+                continue;
+            }
+            let stored = value_at(&changes, key, index);
             let holds = match condition {
                 Condition::None => true,
-                Condition::Absent => !state.contains_key(&key),
-                Condition::Version(version) => state.get(&key).is_some_and(|stored| stored.1 == version),
+                Condition::Absent => stored.is_none(),
+                Condition::Version(version) => stored.is_some_and(|stored| stored.1 == version),
             };
             let outcome = if holds { Outcome::Written(index) } else { Outcome::ConditionFailed };
             executed.entry(committed.hash).or_default().push(outcome);
-            if let Some(value) = value.filter(|_| holds) {
-                state.insert(key, (value, index));
-            } else if holds {
-                state.remove(&key);
+            if holds {
+                changes.entry(key).or_default().push((index, value));
             }
         }
         for (_, index, command) in self.unseen.iter().filter(|(of, _, _)| *of == shard) {
@@ -170,7 +185,7 @@ impl Durability {
         for ((_, command), sent) in self.sent.iter().filter(|((of, _), _)| *of == shard) {
             agree(shard, sent, executed.get(command).map_or(&[][..], Vec::as_slice))?;
         }
-        Ok(state)
+        Ok(changes)
     }
 }
 
@@ -220,7 +235,7 @@ mod tests {
     const SHARD: ShardId = ShardId(1);
 
     fn put(value: u64) -> Intent {
-        Intent { key: 1, condition: Condition::None, value: Some(value) }
+        Intent { key: 1, condition: Condition::None, value: Some(value), is_at_home: true }
     }
 
     /// Where the first command of a shard stands.
@@ -297,6 +312,22 @@ mod tests {
     #[test]
     fn a_refused_command_that_is_applied_is_found() {
         assert_eq!(broken(&["a"], &[("a", put(1), Outcome::Refused)]), Some("refused but applied"));
+    }
+
+    #[test]
+    fn a_command_that_is_sent_twice_may_be_applied_twice() {
+        let sent = [("a", put(1), Outcome::Unknown), ("a", put(1), Outcome::Written(FIRST + 1))];
+        assert_eq!(broken(&["b", "a"], &[&sent[..], &[("b", put(2), Outcome::Unknown)]].concat()), None);
+        assert_eq!(broken(&["a", "a"], &sent), None, "both are");
+        assert_eq!(broken(&["b", "a", "a", "a"], &sent), Some("invented command"), "nobody sent b");
+        assert_eq!(broken(&["a", "a", "a"], &sent), Some("applied twice"), "once more than it was sent");
+    }
+
+    #[test]
+    fn a_command_that_a_foreign_shard_applies_is_found() {
+        let stray = |value| Intent { is_at_home: false, ..put(value) };
+        assert_eq!(broken(&["a"], &[("a", stray(1), Outcome::Refused)]), None, "in the log it does no harm");
+        assert_eq!(broken(&["a"], &[("a", stray(1), Outcome::Written(FIRST))]), Some("durability"));
     }
 
     #[test]

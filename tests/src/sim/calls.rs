@@ -7,7 +7,6 @@ use crate::sim::cluster::{Cluster, Event};
 use crate::sim::node::Node;
 use floe::read_cell::Open;
 use floe::seam::Input;
-use floe_raft::{Nanos, Planted, is_planted};
 use floe_shard::{Request, RequestId};
 use std::sync::Arc;
 
@@ -16,14 +15,11 @@ impl Cluster {
     /// for the rest. Its thread may stand still between the load and the look at the clock.
     pub(crate) fn send_call(&mut self, client: ClientId, node: usize, call: Call) {
         let Node { incarnation, clock, ref process, .. } = self.nodes[node];
-        if let (Some(view), Some(process), Request::Read { query, .. }) =
-            (call.request.view(), process, &call.request)
-            && view.node == process.cells.views.node()
+        if let (Some(_), Some(process)) = (call.request.view(), process)
+            && let Some(answer) = process.cells.read(&call.request, || clock.local(self.queue.now()))
         {
-            let answer = process.cells.views.read(clock.local(self.queue.now()), view, query);
             return self.queue.after(0, Event::Answer(client, Some(answer)));
         }
-        let looked = is_planted(Planted::ClockBeforeView).then(|| clock.local(self.queue.now()));
         let open = match &call.request {
             // A page of a view that another node holds is that node's to read.
             Request::Read { shard, consistency, .. } if call.request.view().is_none() => {
@@ -35,7 +31,7 @@ impl Cluster {
             Some(open) => {
                 let pause = *self.random.pick(&[0, 0, 0, US, 10 * MS, 400 * MS]);
                 let pause = self.random.below(pause + 1);
-                let read = Event::ReadHere(node, incarnation, client, Box::new((open, call, looked)));
+                let read = Event::ReadHere(node, incarnation, client, Box::new((open, call)));
                 self.queue.after(pause, read);
             }
             None => self.ask_core(client, node, call),
@@ -47,20 +43,13 @@ impl Cluster {
         node: usize,
         incarnation: u64,
         client: ClientId,
-        read: (Arc<Open>, Call, Option<Nanos>),
+        (open, call): (Arc<Open>, Call),
     ) {
-        let (mut open, call, looked) = read;
         let now = self.queue.now();
-        let Some(process) = self.nodes[node].process_of(incarnation) else {
+        if self.nodes[node].process_of(incarnation).is_none() {
             return self.client_answer(client, None);
-        };
-        if let (Some(_), Request::Read { shard, consistency, .. }) = (looked, &call.request) {
-            match process.cells.load(*shard, *consistency) {
-                Some(newer) => open = newer,
-                None => return self.ask_core(client, node, call),
-            }
         }
-        let local = looked.unwrap_or_else(|| self.nodes[node].clock.local(now));
+        let local = self.nodes[node].clock.local(now);
         let answer = match &call.request {
             Request::Read { range_epoch, query, consistency, .. } => {
                 open.read(*range_epoch, query, *consistency, local)

@@ -2,11 +2,15 @@
 //! ask and learn is the history that the checkers judge.
 //!
 //! A refused operation surely had no effect and is forgotten; an operation without an outcome stays open
-//! in the history. Every value written is unique and says which write it came from.
+//! in the history. Every value written is unique and says which write it came from. Who doesn't learn the outcome of a
+//! write may try again, as applications do, by another write: both may come to be. Some ask the wrong shard,
+//! or by an outdated epoch, as with an old map, and must be told so.
 
+use self::scans::Page;
 use crate::checker::Violation;
 use crate::checker::durability::{Condition, Durability, Intent, Outcome, Stored};
 use crate::checker::raft_safety::RaftSafety;
+use crate::checker::snapshots::{Seen, Snapshots};
 use crate::random::Random;
 use crate::sim::clock::{MS, SEC};
 use crate::sim::plan::Load;
@@ -14,11 +18,14 @@ use bytes::Bytes;
 use floe_checker::linearizability::{Action, Operation};
 use floe_raft::Nanos;
 use floe_shard::{
-    Answer, Consistency, Descriptor, MemberChange, NodeId, Query, Refusal, Request, Rest, ShardId, ShardMap,
-    Versioned, ViewId, WriteBatch,
+    Answer, Consistency, Descriptor, MemberChange, NodeId, Query, Request, ShardId, ShardMap, Versioned,
+    WriteBatch,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+mod scans;
+mod strays;
 
 /// A client's number.
 pub type ClientId = u32;
@@ -32,21 +39,22 @@ const SLACK_NS: Nanos = 500 * MS;
 /// An operation under way.
 #[derive(Clone, Debug)]
 enum Doing {
-    Write { intent: Intent, expected: Option<Option<u64>>, command: u64 },
-    Get { key: u32, consistency: Consistency },
+    Write {
+        intent: Intent,
+        expected: Option<Option<u64>>,
+        command: u64,
+    },
+    Get {
+        key: u32,
+        consistency: Consistency,
+    },
     Scan(Page),
+    /// Asked of a shard that doesn't serve the key, or not by this epoch; a write has a command.
+    Stray {
+        command: Option<u64>,
+    },
     Transfer,
     Members,
-}
-
-/// A page of a scan: what is left of its keys.
-#[derive(Clone, Copy, Debug)]
-struct Page {
-    from: u32,
-    to: u32,
-    limit: u32,
-    /// The view that earlier pages were read from, and between when and when it was taken.
-    earlier: Option<(ViewId, Nanos, Nanos)>,
 }
 
 #[derive(Clone, Debug)]
@@ -64,6 +72,10 @@ struct Client {
     seen: BTreeMap<u32, Option<Stored>>,
     /// The scan that it goes on with.
     scan: Option<(ShardId, Page)>,
+    /// What its scan has seen so far.
+    scanned: Seen,
+    /// A write whose outcome it doesn't know, and will try again; with what must be there before, if it is conditional.
+    again: Option<(Intent, Option<Option<u64>>)>,
 }
 
 /// What a client sends.
@@ -98,6 +110,10 @@ pub struct Counts {
     pub pages: u64,
     /// Changes of members that were carried out.
     pub changed_members: u64,
+    /// Writes tried again after an unknown outcome.
+    pub retried: u64,
+    /// Requests to the wrong shard, or by a wrong epoch, that were refused for it.
+    pub rerouted: u64,
 }
 
 /// All clients, the keys, and the history.
@@ -117,6 +133,8 @@ pub struct Clients {
     pub history: BTreeMap<u32, Vec<Operation>>,
     /// What every client learned about writes.
     pub durability: Durability,
+    /// What scans saw.
+    pub snapshots: Snapshots,
     /// Sums.
     pub counts: Counts,
 }
@@ -137,10 +155,11 @@ impl Clients {
             keys: (0..load.keys).map(key).collect(),
             load,
             values: BTreeMap::new(),
-            value_next: 1,
+            value_next: 0,
             open_until: 0,
             history: BTreeMap::new(),
             durability: Durability::default(),
+            snapshots: Snapshots::default(),
             counts: Counts::default(),
         }
     }
@@ -173,12 +192,22 @@ impl Clients {
 
     /// The next operation of a client that waits for nothing.
     pub fn begin(&mut self, now: Nanos, client: ClientId) -> Call {
-        if let Some((shard, page)) = self.clients.entry(client).or_default().scan.take() {
+        let state = self.clients.entry(client).or_default();
+        if let Some((shard, page)) = state.scan.take() {
             return self.page(now, client, shard, page);
         }
+        if let Some((intent, expected)) = state.again.take() {
+            self.counts.retried += 1;
+            let value = intent.value.map(|_| self.next_value());
+            return self.send(now, client, Intent { value, ..intent }, expected);
+        }
         let key = self.random.below(self.keys.len() as u64) as u32;
+        if self.random.percent(self.load.stale_percent) {
+            return self.stale(now, client, key);
+        }
         match self.random.below(100) {
-            0..24 => self.get(now, client, key),
+            0..1 => self.stray(now, client, key),
+            1..24 => self.get(now, client, key),
             24..34 => self.read(now, client, key, Consistency::LinearizableLocal),
             34..38 => self.stale(now, client, key),
             38..40 => self.read(now, client, key, Consistency::ANY_AGE),
@@ -239,33 +268,6 @@ impl Clients {
         self.call(now, client, shard, Doing::Get { key, consistency }, request)
     }
 
-    fn scan(&mut self, now: Nanos, client: ClientId, key: u32) -> Call {
-        let shard = self.keys[key as usize].1;
-        let mut to = key;
-        while to < self.keys() && to < key + 5 && self.shard_of(to) == shard {
-            to += 1;
-        }
-        let limit = self.random.between(1, 6) as u32;
-        self.page(now, client, shard, Page { from: key, to, limit, earlier: None })
-    }
-
-    /// With an odd limit, each row is a page.
-    fn page(&mut self, now: Nanos, client: ClientId, shard: ShardId, page: Page) -> Call {
-        let Page { from, to, limit, earlier } = page;
-        let end = if self.keys.get(to as usize).is_some_and(|(_, of)| *of == shard) {
-            self.keys[to as usize].0.clone()
-        } else {
-            Bytes::new()
-        };
-        let start = self.keys[from as usize].0.clone();
-        let bytes_max = if limit % 2 == 1 { 1 } else { 1 << 20 };
-        let view = earlier.map(|(view, ..)| view);
-        let query = Query::Scan { start, end, limit, bytes_max, reverse: false, view };
-        let consistency = Consistency::Linearizable;
-        let request = Request::Read { shard, range_epoch: RANGE_EPOCH, query, consistency };
-        self.call(now, client, shard, Doing::Scan(page), request)
-    }
-
     fn conditional(&mut self, now: Nanos, client: ClientId, key: u32) -> Call {
         let seen = self.clients.entry(client).or_default().seen.get(&key).copied();
         let (condition, expected) = match seen {
@@ -285,6 +287,19 @@ impl Clients {
         expected: Option<Option<u64>>,
         sets: bool,
     ) -> Call {
+        let value = sets.then(|| self.next_value());
+        self.send(now, client, Intent { key, condition, value, is_at_home: true }, expected)
+    }
+
+    /// A number that no write has used. Who tries again takes another one, too: conditions are on versions, and of two
+    /// writes of one value the checker couldn't tell which of them a condition was on.
+    fn next_value(&mut self) -> u64 {
+        self.value_next += 1;
+        self.value_next
+    }
+
+    fn send(&mut self, now: Nanos, client: ClientId, intent: Intent, expected: Option<Option<u64>>) -> Call {
+        let Intent { key, condition, value, .. } = intent;
         let (name, shard) = self.keys[key as usize].clone();
         let mut batch = WriteBatch::new();
         let batch = match condition {
@@ -292,14 +307,11 @@ impl Clients {
             Condition::Absent => batch.if_absent(name.clone()),
             Condition::Version(version) => batch.if_version(name.clone(), version),
         };
-        let value = sets.then_some(self.value_next);
-        self.value_next += u64::from(sets);
         let batch = match value {
             Some(value) => batch.put(name, value_bytes(value, self.load.value_bytes_max)),
             None => batch.delete(name),
         };
         let command = floe_shard::encode(batch, RANGE_EPOCH).expect("far below every limit");
-        let intent = Intent { key, condition, value };
         let number = self.durability.sent(shard, &command, intent);
         if let Some(value) = value {
             self.values.insert(value, (key, number));
@@ -331,7 +343,7 @@ impl Clients {
     ) -> Result<bool, Violation> {
         let state = self.clients.get_mut(&client).expect("only what was begun ends");
         let pending = state.pending.take().expect("an answer ends one operation");
-        self.expected_refusal(&answer)?;
+        self.expected_refusal(&pending, &answer)?;
         let done = matches!(
             answer,
             Some(
@@ -358,37 +370,14 @@ impl Clients {
                     self.end_page(now, client, pending.clone(), *page, rows, rest, history)?;
                 }
                 answer if done => return Err(odd(&pending, &answer)),
-                _ => {}
+                _ => self.scan_ended(client, pending.shard),
             },
+            Doing::Stray { .. } if done => return Err(odd(&pending, &answer)),
+            Doing::Stray { command } => self.end_stray(&pending, *command, &answer, history)?,
             Doing::Transfer => {}
             Doing::Members => self.counts.changed_members += u64::from(done),
         }
         Ok(done)
-    }
-
-    fn expected_refusal(&mut self, answer: &Option<Answer>) -> Result<(), Violation> {
-        match answer {
-            None | Some(Answer::Unknown(_)) => self.counts.unknown += 1,
-            Some(Answer::Refused(refusal)) => {
-                self.counts.refused += 1;
-                self.counts.busy += u64::from(matches!(refusal, Refusal::Busy(_)));
-                let odd = matches!(
-                    refusal,
-                    Refusal::BadCommand { .. }
-                        | Refusal::OutOfRange { .. }
-                        | Refusal::WrongEpoch { .. }
-                        | Refusal::NoSuchShard { .. }
-                );
-                if odd {
-                    return Err(Violation::new(
-                        "answer",
-                        format!("a sound request was refused: {refusal:?}"),
-                    ));
-                }
-            }
-            Some(_) => {}
-        }
-        Ok(())
     }
 
     fn end_write(
@@ -421,6 +410,8 @@ impl Clients {
             Outcome::Refused => return Ok(()),
             Outcome::Unknown => {
                 seen.remove(&intent.key);
+                let again = self.random.percent(30).then_some((intent, expected));
+                self.clients.entry(client).or_default().again = again;
                 self.open_until = self.open_until.max(pending.called + pending.patience_ns + SLACK_NS);
             }
         }
@@ -485,59 +476,6 @@ impl Clients {
         let version = versioned.version;
         self.durability.must_be_committed(shard, version, command, history)?;
         Ok((number, version))
-    }
-
-    /// All pages of a scan are as of some moment of its first one.
-    #[allow(clippy::too_many_arguments)]
-    fn end_page(
-        &mut self,
-        now: Nanos,
-        client: ClientId,
-        mut pending: Pending,
-        page: Page,
-        rows: BTreeMap<Bytes, Versioned>,
-        rest: Rest,
-        history: &RaftSafety,
-    ) -> Result<(), Violation> {
-        self.counts.read += 1;
-        let Page { from, to, limit, earlier } = page;
-        let names: Vec<Bytes> =
-            self.keys[from as usize..to as usize].iter().map(|(name, _)| name.clone()).collect();
-        if let Some(stray) = rows.keys().find(|name| !names.contains(name)) {
-            return Err(Violation::new("read", format!("a scan of {from}..{to} found {stray:?}")));
-        }
-        let taken_by = earlier.map_or(now, |(_, called, answered)| {
-            pending.called = called;
-            answered
-        });
-        let last = rows.keys().next_back().cloned();
-        for (key, name) in (from..to).zip(&names) {
-            // Beyond the last row of a page after which something follows, nothing is known.
-            if rest == Rest::Nothing || last.as_ref().is_some_and(|last| name <= last) {
-                self.saw(
-                    taken_by,
-                    client,
-                    &pending,
-                    key,
-                    rows.get(name),
-                    Consistency::Linearizable,
-                    history,
-                )?;
-            }
-        }
-        if let Rest::Held(view) = rest {
-            let at = names.iter().position(|name| Some(name) == last.as_ref());
-            let at = at.ok_or_else(|| Violation::new("read", "a page without rows has a rest"))?;
-            let earlier = Some((view, pending.called, taken_by));
-            let (from, limit) = (from + at as u32 + 1, limit - rows.len() as u32);
-            // The shard's end is no key.
-            if from < to {
-                self.counts.pages += 1;
-                let page = Page { from, to, limit: limit | 1, earlier };
-                self.clients.entry(client).or_default().scan = Some((pending.shard, page));
-            }
-        }
-        Ok(())
     }
 
     fn record(&mut self, client: ClientId, called: Nanos, answered: Option<Nanos>, key: u32, action: Action) {

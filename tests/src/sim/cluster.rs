@@ -44,9 +44,8 @@ pub enum Event {
     Client(ClientId),
     /// A client's answer arrives.
     Answer(ClientId, Option<Answer>),
-    /// A client on this node in this incarnation, which has loaded what may be read, looks at the clock (or has
-    /// done so before, by a planted bug).
-    ReadHere(usize, u64, ClientId, Box<(Arc<Open>, Call, Option<Nanos>)>),
+    /// A client on this node in this incarnation, which has loaded what may be read, looks at the clock.
+    ReadHere(usize, u64, ClientId, Box<(Arc<Open>, Call)>),
     /// Shards get their first learners.
     FirstLearners,
     /// The next fault is drawn.

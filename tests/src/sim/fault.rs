@@ -25,8 +25,8 @@ const LASTS_NS_MAX: Nanos = 8 * SEC;
 /// A fault that ends at some time.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// These directions are blocked.
-    Blocked(Vec<(NodeId, NodeId)>),
+    /// These directions are blocked, since all were opened for the n-th time.
+    Blocked(Vec<(NodeId, NodeId)>, u64),
     /// The network is slow or chaotic.
     Network,
     /// A node's disk is slow, stuck, faulty or full.
@@ -148,7 +148,8 @@ impl Cluster {
     /// Whom a fault strikes that was to strike this node.
     fn victim(&mut self, kind: FaultKind, node: usize) -> usize {
         match kind {
-            FaultKind::IsolateLeader | FaultKind::NewLeader | FaultKind::Usurp => {
+            FaultKind::Drift if !self.plan.drifts_apart => node,
+            FaultKind::IsolateLeader | FaultKind::NewLeader | FaultKind::Usurp | FaultKind::Drift => {
                 let shard = self.shards[self.random.index(self.shards.len())].shard;
                 self.leader(shard).unwrap_or(node)
             }
@@ -184,6 +185,9 @@ impl Cluster {
             // NewLeader strikes by itself at elections; drawing it makes one.
             FaultKind::IsolateLeader | FaultKind::NewLeader => {
                 let (hears, says) = *self.random.pick(&[(false, false), (true, false), (false, true)]);
+                if self.plan.drifts_apart && self.random.percent(50) {
+                    self.drift_apart(node);
+                }
                 self.isolate(node, hears, says, lasts);
             }
             FaultKind::Usurp => self.usurp(node, lasts),
@@ -202,6 +206,7 @@ impl Cluster {
                 let until = &mut self.nodes[node].paused_until;
                 *until = (now + lasts).max(*until);
             }
+            FaultKind::Drift if self.plan.drifts_apart => self.drift_apart(node),
             FaultKind::Drift => self.nodes[node].change_drift(now, self.plan.drift_ppm_max),
             FaultKind::Overload => self.overload(node),
             FaultKind::Shutdown => self.restart_cleanly(node, lasts),
@@ -223,6 +228,14 @@ impl Cluster {
             | FaultKind::WriteErrors
             | FaultKind::FailedCall
             | FaultKind::FullDisk => self.hinder_disk(kind, node, lasts),
+        }
+    }
+
+    /// A leader's clock gets as slow as it may be, all others as fast.
+    fn drift_apart(&mut self, leader: usize) {
+        let (now, most) = (self.now(), self.plan.drift_ppm_max as i64);
+        for (at, node) in self.nodes.iter_mut().enumerate() {
+            node.set_drift(now, if at == leader { -most } else { most });
         }
     }
 
@@ -321,10 +334,12 @@ impl Cluster {
                 self.count_fault(FaultKind::NewLeader, node);
                 let (hears, lasts) =
                     (self.random.percent(50), self.random.skewed(2 * self.plan.fault_for_ns));
+                self.free_others();
                 self.isolate(node, hears, false, lasts + MS);
             }
             1 => {
-                let after = self.random.skewed(5 * MS);
+                // Within a few round trips: it has committed something then, but hardly all.
+                let after = self.random.skewed((15 * self.plan.network.latency_ns).max(5 * MS));
                 self.queue.after(after, Event::NewLeader(node));
             }
             _ => {}
@@ -337,6 +352,7 @@ impl Cluster {
         }
         let lasts = self.random.skewed(2 * self.plan.fault_for_ns) + MS;
         self.count_fault(FaultKind::NewLeader, node);
+        self.free_others();
         let now = self.now();
         self.trace.note(now, &[22, node as u64], || format!("fault NewLeader, node {}", node + 1));
         match self.random.below(4) {
@@ -344,6 +360,15 @@ impl Cluster {
             1 => self.crash_node(node, Crash::Power, lasts),
             2 => self.isolate(node, true, false, lasts),
             _ => self.isolate(node, false, false, lasts),
+        }
+    }
+
+    /// A new leader is struck: where they alternate, whoever was cut off before it is back.
+    fn free_others(&mut self) {
+        if self.plan.alternates {
+            let now = self.now();
+            self.network.open_all(now);
+            self.pump_network();
         }
     }
 
@@ -435,7 +460,8 @@ impl Cluster {
             self.network.block(now, from, to, true);
         }
         self.pump_network();
-        self.queue.after(lasts, Event::Undo(Fault::Blocked(directions)));
+        let fault = Fault::Blocked(directions, self.network.openings);
+        self.queue.after(lasts, Event::Undo(fault));
     }
 
     /// Cuts one node off from all others: what it hears, what it says, or both.
@@ -492,7 +518,9 @@ impl Cluster {
     pub(crate) fn undo(&mut self, fault: &Fault) {
         let now = self.now();
         match fault {
-            Fault::Blocked(directions) => {
+            // What all opened meanwhile, others may have blocked since.
+            Fault::Blocked(_, since) if *since < self.network.openings => {}
+            Fault::Blocked(directions, _) => {
                 for &(from, to) in directions {
                     self.network.block(now, from, to, false);
                 }

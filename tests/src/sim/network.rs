@@ -109,6 +109,8 @@ pub struct Network {
     links: BTreeMap<Pair, Link>,
     /// Directions that let nothing through: from, to.
     blocked: BTreeMap<(NodeId, NodeId), u32>,
+    /// How often all directions were opened at once.
+    pub openings: u64,
     /// To be put into the queue of events: when and what.
     pub later: Vec<(Nanos, NetEvent)>,
     /// To be handed to cores now, in order.
@@ -135,6 +137,7 @@ impl Network {
             nodes: BTreeMap::new(),
             links: BTreeMap::new(),
             blocked: BTreeMap::new(),
+            openings: 0,
             later: Vec::new(),
             deliveries: Vec::new(),
             sent: Sent::default(),
@@ -208,6 +211,7 @@ impl Network {
 
     /// Opens every direction.
     pub fn open_all(&mut self, now: Nanos) {
+        self.openings += 1;
         for (from, to) in self.blocked.keys().copied().collect::<Vec<_>>() {
             self.blocked.insert((from, to), 1);
             self.block(now, from, to, false);

@@ -107,7 +107,13 @@ impl Node {
 
     /// From now on its clock runs at another rate.
     pub fn change_drift(&mut self, now: Nanos, ppm_max: u64) {
-        self.clock = NodeClock::new(now, self.clock.local(now), self.draw_drift(ppm_max));
+        let drift = self.draw_drift(ppm_max);
+        self.set_drift(now, drift);
+    }
+
+    /// From now on its clock runs so many millionths too fast.
+    pub fn set_drift(&mut self, now: Nanos, ppm: i64) {
+        self.clock = NodeClock::new(now, self.clock.local(now), ppm);
     }
 
     /// Whether all cores run and mean to.

@@ -122,6 +122,8 @@ pub struct Load {
     pub think_ns: Nanos,
     /// Longest value.
     pub value_bytes_max: u64,
+    /// How many more of the operations are reads that may be stale within a bound, in percent.
+    pub stale_percent: u64,
 }
 
 /// One run.
@@ -143,6 +145,8 @@ pub struct Plan {
     pub faults_only: Option<BTreeSet<u64>>,
     /// Whether some faults wait until a replica stands for election.
     pub aims_at_candidates: bool,
+    /// Whether a new leader that is struck gives way to whoever was cut off before it.
+    pub alternates: bool,
     /// Usual time between two faults.
     pub fault_every_ns: Nanos,
     /// Usual duration of a fault.
@@ -155,6 +159,9 @@ pub struct Plan {
     pub drift_ppm_max: u64,
     /// Whether processes start with lower election timeouts now and then, and so with shorter promises.
     pub retunes: bool,
+    /// Whether a clock that changes its rate is a leader's, which gets as slow as it may be, while all others get as fast;
+    /// and so does, in every second case, that of a leader that is cut off.
+    pub drifts_apart: bool,
     /// Requests that a core takes in at once.
     pub requests_max: usize,
     /// Raft and shard settings; `cores` is set per node.
@@ -185,6 +192,7 @@ impl Plan {
             operations: 2_000,
             think_ns: *random.pick(&[MS, 10 * MS, 50 * MS]),
             value_bytes_max: *random.pick(&[16, 200, 2_000, 20_000]),
+            stale_percent: 0,
         };
         let theme = Theme::draw(&mut random);
         let kinds = theme.kinds(&mut random);
@@ -242,10 +250,18 @@ impl Plan {
             cores: vec![2; nodes],
             shards: 4,
             replication: 3,
-            load: Load { clients: 20, keys: 16, operations: 1_000, think_ns: MS, value_bytes_max: 200 },
+            load: Load {
+                clients: 20,
+                keys: 16,
+                operations: 1_000,
+                think_ns: MS,
+                value_bytes_max: 200,
+                stale_percent: 0,
+            },
             faults: Vec::new(),
             faults_only: None,
             aims_at_candidates: false,
+            alternates: false,
             fault_every_ns: 200 * MS,
             fault_for_ns: 200 * MS,
             network: NetworkProfile::default(),
@@ -253,6 +269,7 @@ impl Plan {
             // Two clocks, one as much too fast as the other is too slow, are as far apart as leases allow for.
             drift_ppm_max: 5_000,
             retunes: true,
+            drifts_apart: false,
             requests_max: 1_000,
             shard,
             wal: WalSettings {

@@ -2,7 +2,8 @@
 //! timeouts, every operation answered, every key readable, all replicas of a shard equal; then the
 //! history is judged.
 
-use crate::checker::{Violation, durability::Stored};
+use crate::checker::Violation;
+use crate::checker::durability::{Changes, value_at};
 use crate::sim::client::{ClientId, Counts};
 use crate::sim::clock::{MS, SEC};
 use crate::sim::cluster::{Cluster, Found, PROBES, Traffic, index};
@@ -10,7 +11,7 @@ use crate::sim::coverage::Coverage;
 use crate::sim::node::Process;
 use crate::sim::plan::Plan;
 use floe_checker::linearizability::{BUDGET, Verdict, check_keys};
-use floe_raft::{Mark, Nanos};
+use floe_raft::{Index, Mark, Nanos};
 use floe_shard::{MultiRaft, NodeId, ReplicaPlace, ShardId};
 use std::collections::BTreeMap;
 
@@ -136,7 +137,7 @@ impl Cluster {
             )
         });
         let detail = format!("not all nodes run: {:?}", states.collect::<Vec<_>>());
-        Err(Violation::new("start", detail))
+        Err(Violation::new("liveness", detail))
     }
 
     /// Demands that a write succeeds on every shard within ten election timeouts. Answers after how long
@@ -242,13 +243,15 @@ impl Cluster {
 
     /// The final reads, and every answer before them, against the replayed history.
     fn compare_with_replay(&self) -> Result<(), Violation> {
-        let mut expected: BTreeMap<u32, Stored> = BTreeMap::new();
+        let mut changes = Changes::new();
         for shard in self.shards.iter() {
-            expected.extend(self.clients.durability.replay(shard.shard, &self.safety)?);
+            let of_shard = self.clients.durability.replay(shard.shard, &self.safety)?;
+            self.clients.snapshots.judge(shard.shard, &of_shard)?;
+            changes.extend(of_shard);
         }
         for key in 0..self.clients.keys() {
             let found = self.clients.last_seen(READS + key, key).flatten();
-            let expected = expected.get(&key).copied();
+            let expected = value_at(&changes, key, Index::MAX);
             if found != expected {
                 let detail = format!("key {key} reads {found:?} at the end, its history says {expected:?}");
                 return Err(Violation::new("durability", detail));

@@ -3,7 +3,7 @@
 //! links for elections, narrow timeouts for leases, many frames in flight for the log.
 
 use crate::random::Random;
-use crate::sim::clock::{MS, US};
+use crate::sim::clock::{MS, SEC, US};
 use crate::sim::plan::{FaultKind, Plan};
 
 /// What a seed is about.
@@ -25,19 +25,22 @@ pub enum Theme {
     Transfers,
     /// Disks that return other bytes than were written.
     Damage,
+    /// Reads that may be stale within a bound, of replicas that lag, or whose leader was replaced or is new.
+    StaleReads,
 }
 
 impl Theme {
     pub(crate) fn draw(random: &mut Random) -> Self {
         match random.below(100) {
-            0..30 => Self::Anything,
-            30..44 => Self::Elections,
-            44..64 => Self::Leases,
-            64..73 => Self::Members,
-            73..79 => Self::Log,
-            79..85 => Self::Restarts,
-            85..94 => Self::Transfers,
-            _ => Self::Damage,
+            0..26 => Self::Anything,
+            26..40 => Self::Elections,
+            40..58 => Self::Leases,
+            58..67 => Self::Members,
+            67..73 => Self::Log,
+            73..79 => Self::Restarts,
+            79..88 => Self::Transfers,
+            88..94 => Self::Damage,
+            _ => Self::StaleReads,
         }
     }
 
@@ -71,6 +74,9 @@ impl Theme {
             Self::Damage => {
                 (&[F::BitRot, F::Kill, F::Members], &[F::LostWrite, F::Misdirected, F::NewState, F::PowerCut])
             }
+            Self::StaleReads => {
+                (&[F::Partition, F::NewLeader, F::SlowDisk], &[F::IsolateLeader, F::OneWay, F::Kill])
+            }
         };
         let others = others.iter().filter(|_| random.percent(50));
         always.iter().chain(others).copied().collect()
@@ -81,12 +87,17 @@ impl Theme {
         match self {
             Self::Anything => {}
             Self::Elections if random.percent(60) => {
-                // A new leader that commits what older ones left, entry by entry, and is struck meanwhile.
+                // A new leader that commits what older ones left, entry by entry, is struck meanwhile, and whoever was
+                // struck before it takes over.
+                plan.alternates = true;
+                plan.shards = plan.shards.min(2);
                 plan.shard.raft.append_bytes_max = 1;
                 plan.shard.raft.inflight_messages_max = 1;
                 plan.network.latency_ns = 2 * MS;
                 plan.load.think_ns = MS;
-                plan.fault_for_ns = 200 * MS;
+                // Elections have time between them; who is cut off comes back when its successor is struck.
+                plan.fault_every_ns = 600 * MS;
+                plan.fault_for_ns = SEC;
                 plan.disk.latency_ns = plan.disk.latency_ns.min(MS);
             }
             Self::Elections => {}
@@ -98,6 +109,8 @@ impl Theme {
                 (raft.election_timeout_min_ns, raft.election_timeout_max_ns) = (least, most);
                 raft.lease_slack_ns = *random.pick(&[0, MS]);
                 plan.retunes = random.percent(30);
+                plan.drifts_apart = true;
+                plan.load.stale_percent = *random.pick(&[0, 20]);
                 plan.network.latency_ns = 50 * US;
                 plan.disk.latency_ns = 20 * US;
                 plan.shards = plan.shards.min(3);
@@ -122,6 +135,23 @@ impl Theme {
                 plan.disk.latency_ns = MS;
                 plan.fault_every_ns = 50 * MS;
                 plan.fault_for_ns = 20 * MS;
+            }
+            Self::StaleReads => {
+                // A minority of two, of which one leads for a while; others are elected soon, and commit slowly.
+                plan.cores.resize(5, plan.cores[0]);
+                plan.replication = *random.pick(&[3, 5, 5]);
+                let raft = &mut plan.shard.raft;
+                (raft.election_timeout_min_ns, raft.election_timeout_max_ns) = (70 * MS, 300 * MS);
+                (raft.append_bytes_max, raft.inflight_messages_max) = (1 << 20, 64);
+                plan.disk.latency_ns = *random.pick(&[MS, 10 * MS]);
+                plan.network.latency_ns = 200 * US;
+                plan.shards = plan.shards.min(2);
+                plan.load.keys = plan.load.keys.min(8);
+                plan.load.think_ns = MS;
+                plan.load.stale_percent = 40;
+                plan.fault_every_ns = 200 * MS;
+                plan.fault_for_ns = 600 * MS;
+                plan.shard.quiet_after_ns = 0;
             }
             Self::Transfers | Self::Damage => {
                 plan.shard.flush_log_bytes = 4 << 10;

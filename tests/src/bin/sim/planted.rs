@@ -1,4 +1,5 @@
-//! Plants each known bug until a checker finds it.
+//! Plants each known bug until a checker of safety finds it. That a run doesn't get anywhere says little: it could be
+//! anything, and the next change of what seeds mean makes it go away.
 
 use crate::Options;
 use crate::change::Change;
@@ -6,6 +7,9 @@ use crate::runs::run_all;
 use floe_tests::sim::plan::Bug;
 use std::process::ExitCode;
 use std::time::Instant;
+
+/// What fails when a run gets nowhere, or when the checker doesn't: none of the planted bugs is of that kind.
+const WEAK: [&str; 4] = ["load", "liveness", "convergence", "linearizability unknown"];
 
 /// Prints a table: bug, seeds needed, who found it. Fails if one isn't found.
 pub fn run_planted(options: &Options) -> ExitCode {
@@ -21,7 +25,7 @@ pub fn run_planted(options: &Options) -> ExitCode {
         let plans = (0..options.planted_seeds).map(|seed| change.plan(seed)).collect();
         let mut all = (1..=options.planted_seeds).zip(run_all(options.jobs, plans));
         let found = all.find_map(|(runs, finished)| {
-            let (property, _) = finished.failure()?;
+            let (property, _) = finished.failure().filter(|(property, _)| !WEAK.contains(&&**property))?;
             // A seed that fails anyway says nothing of the bug.
             passes_without(&options.change, finished.seed).then_some((runs, finished.seed, property))
         });
