@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use serde_json::Value;
+use std::borrow::Cow;
 use std::fmt::Write;
 
 /// How rows stand in a file.
@@ -13,8 +14,8 @@ pub enum Format {
     Ndjson,
 }
 
-/// Key and value.
-pub type Row = (Vec<u8>, Vec<u8>);
+/// Key and value, where they can be as they stand in the line.
+pub type Row<'a> = (Cow<'a, [u8]>, Cow<'a, [u8]>);
 
 /// Where in a line the key is, and what of it is the value.
 #[derive(Clone, Debug)]
@@ -48,7 +49,7 @@ impl Shape {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn row(&self, line: &[u8]) -> Result<Row, String> {
+    pub fn row<'a>(&self, line: &'a [u8]) -> Result<Row<'a>, String> {
         let (key, value) = match self.format {
             Format::Tsv => {
                 (self.column(line, &self.key)?, self.value.as_ref().map(|at| self.column(line, at)))
@@ -56,17 +57,18 @@ impl Shape {
             Format::Ndjson => {
                 let object: Value =
                     serde_json::from_slice(line).map_err(|error| format!("it is no JSON object: {error}"))?;
-                (field(&object, &self.key)?, self.value.as_ref().map(|name| field(&object, name)))
+                let field = |name: &String| field(&object, name).map(Cow::Owned);
+                (field(&self.key)?, self.value.as_ref().map(field))
             }
         };
-        Ok((key, value.transpose()?.unwrap_or_else(|| line.to_vec())))
+        Ok((key, value.transpose()?.unwrap_or(Cow::Borrowed(line))))
     }
 
-    fn column(&self, line: &[u8], column: &str) -> Result<Vec<u8>, String> {
+    fn column<'a>(&self, line: &'a [u8], column: &str) -> Result<Cow<'a, [u8]>, String> {
         let at = column_number(column).ok_or("columns are numbered from 1")?;
         let mut columns = line.split(|&byte| byte == b'\t');
         let text = columns.nth(at - 1).ok_or_else(|| format!("it has no column {at}"))?;
-        if self.escaped { unescape(text) } else { Ok(text.to_vec()) }
+        if self.escaped { unescape(text).map(Cow::Owned) } else { Ok(Cow::Borrowed(text)) }
     }
 }
 
@@ -181,7 +183,7 @@ mod tests {
                 let (end, body) = line.as_bytes().split_last().expect("it isn't empty");
                 assert!(*end == b'\n' && !body.contains(&b'\n'), "{line}");
                 let row = shape(format, key, Some(value)).row(body);
-                assert_eq!(row, Ok((bytes.clone(), bytes.clone())), "{line}");
+                assert_eq!(row, Ok(((&bytes).into(), (&bytes).into())), "{line}");
             }
         }
     }
@@ -189,9 +191,9 @@ mod tests {
     #[test]
     fn without_a_value_column_the_whole_line_is_the_value() {
         let row = shape(Format::Tsv, "2", None).row(b"a\tb\tc");
-        assert_eq!(row, Ok((b"b".to_vec(), b"a\tb\tc".to_vec())));
+        assert_eq!(row, Ok((b"b".into(), b"a\tb\tc".into())));
         let row = shape(Format::Ndjson, "id", None).row(b"{\"id\": 7}");
-        assert_eq!(row, Ok((b"7".to_vec(), b"{\"id\": 7}".to_vec())));
+        assert_eq!(row, Ok((b"7".into(), b"{\"id\": 7}".into())));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 
 use crate::stored_key::StoredKey;
 use bytes::Bytes;
+use std::iter::Peekable;
 use std::sync::Arc;
 
 /// Rows of one leaf. Few, because all of them are copied when one is written that a snapshot shares.
@@ -87,15 +88,37 @@ impl<S: Clone> RowTree<S> {
 
     /// Stores a slot and gives back the one that it replaces. O(log n), and a path's copy if it is shared.
     pub fn insert(&mut self, key: StoredKey, slot: S) -> Option<S> {
-        let root = self.root.get_or_insert_with(|| Arc::new(Node::Leaf(Vec::new())));
-        let (old, split) = insert(root, key, slot);
-        if let Some(right) = split {
-            // The first child's key has no say.
-            let left = Child { first: right.first.clone(), node: root.clone() };
-            *root = Arc::new(Node::Inner(vec![left, right]));
-        }
-        self.len += usize::from(old.is_none());
+        let mut old = None;
+        self.insert_run(std::iter::once((key, slot)), &mut |_, replaced| old = Some(replaced));
         old
+    }
+
+    /// Stores slots, of equal keys the last one, and shows each that is replaced. Rows that belong together share the way to
+    /// their leaf, so many at once take a fraction of the time that they take one by one, least of all if they are sorted.
+    pub fn insert_all(&mut self, mut rows: Vec<(StoredKey, S)>, replaced: &mut dyn FnMut(&StoredKey, S)) {
+        if !rows.is_sorted_by(|(one, _), (other, _)| one <= other) {
+            // Stable, so that the last of equal keys stays last.
+            rows.sort_by(|(one, _), (other, _)| one.cmp(other));
+        }
+        self.insert_run(rows.into_iter(), replaced);
+    }
+
+    /// Keys ascend, or are equal.
+    fn insert_run(
+        &mut self,
+        rows: impl Iterator<Item = (StoredKey, S)>,
+        replaced: &mut dyn FnMut(&StoredKey, S),
+    ) {
+        let mut run = Run { rows: rows.peekable(), added: 0, replaced };
+        while run.rows.peek().is_some() {
+            let root = self.root.get_or_insert_with(|| Arc::new(Node::Leaf(Vec::new())));
+            if let Some(right) = insert(root, &mut run, None) {
+                // The first child's key has no say.
+                let left = Child { first: right.first.clone(), node: root.clone() };
+                *root = Arc::new(Node::Inner(vec![left, right]));
+            }
+        }
+        self.len += run.added;
     }
 
     /// Removes a key. O(log n), and a path's copy if it is shared and the key is there.
@@ -151,16 +174,29 @@ impl<S: Clone> Node<S> {
         let at = if came_last { self.len() - 1 } else { self.len() / 2 };
         let (first, upper) = match self {
             Self::Leaf(rows) => {
-                let upper = rows.split_off(at);
+                let upper = split_off(rows, at, LEAF_MAX);
                 (upper[0].0.clone(), Self::Leaf(upper))
             }
             Self::Inner(children) => {
-                let upper = children.split_off(at);
+                let upper = split_off(children, at, INNER_MAX);
                 (upper[0].first.clone(), Self::Inner(upper))
             }
         };
         Some(Child { first, node: Arc::new(upper) })
     }
+}
+
+/// Room for one more. A node has room for one above its maximum in the end, not for twice as many.
+fn make_room<T>(of_node: &mut Vec<T>, max: usize) {
+    if of_node.len() == of_node.capacity() {
+        of_node.reserve_exact(of_node.len().max(4).min(max + 1 - of_node.len()));
+    }
+}
+
+fn split_off<T>(of_node: &mut Vec<T>, at: usize, max: usize) -> Vec<T> {
+    let mut upper = Vec::with_capacity(max + 1);
+    upper.extend(of_node.drain(at..));
+    upper
 }
 
 fn position<S>(rows: &[(StoredKey, S)], key: &StoredKey) -> Result<usize, usize> {
@@ -172,26 +208,55 @@ fn child_of<S>(children: &[Child<S>], key: &StoredKey) -> usize {
     children[1..].partition_point(|child| child.first <= *key)
 }
 
-/// Stores a slot below `node`: what it replaces, and what the node had no room for.
-fn insert<S: Clone>(node: &mut Arc<Node<S>>, key: StoredKey, slot: S) -> (Option<S>, Option<Child<S>>) {
-    let node = Arc::make_mut(node);
-    let (old, came_last) = match node {
-        Node::Leaf(rows) => match position(rows, &key) {
-            Ok(at) => return (Some(std::mem::replace(&mut rows[at].1, slot)), None),
-            Err(at) => {
-                rows.insert(at, (key, slot));
-                (None, at + 1 == rows.len())
+/// Rows on their way into the tree, in order.
+struct Run<'a, S, I: Iterator<Item = (StoredKey, S)>> {
+    rows: Peekable<I>,
+    added: usize,
+    replaced: &'a mut dyn FnMut(&StoredKey, S),
+}
+
+/// Stores the next rows of a run, at least one, below `node`, in which all keys are below `end`. Stops at a row that
+/// isn't, and where the node has no more room: the caller takes what that split off, and finds the way anew.
+fn insert<S: Clone, I: Iterator<Item = (StoredKey, S)>>(
+    node: &mut Arc<Node<S>>,
+    run: &mut Run<'_, S, I>,
+    end: Option<&StoredKey>,
+) -> Option<Child<S>> {
+    let is_within = |key: &StoredKey| end.is_none_or(|end| key < end);
+    let (node, mut at) = (Arc::make_mut(node), 0);
+    let came_last = match node {
+        Node::Leaf(rows) => {
+            while rows.len() <= LEAF_MAX
+                && let Some((key, slot)) = run.rows.next_if(|(key, _)| is_within(key))
+            {
+                let found = position(&rows[at..], &key);
+                at += found.unwrap_or_else(|at| at);
+                if found.is_ok() {
+                    (run.replaced)(&key, std::mem::replace(&mut rows[at].1, slot));
+                } else {
+                    make_room(rows, LEAF_MAX);
+                    rows.insert(at, (key, slot));
+                    run.added += 1;
+                }
             }
-        },
+            at + 1 == rows.len()
+        }
         Node::Inner(children) => {
-            let at = child_of(children, &key);
-            let (old, split) = insert(&mut children[at].node, key, slot);
-            let Some(split) = split else { return (old, None) };
-            children.insert(at + 1, split);
-            (old, at + 2 == children.len())
+            while children.len() <= INNER_MAX
+                && let Some((key, _)) = run.rows.peek().filter(|(key, _)| is_within(key))
+            {
+                at += child_of(&children[at..], key);
+                let (below, above) = children.split_at_mut(at + 1);
+                let end = above.first().map(|next| &next.first).or(end);
+                if let Some(upper) = insert(&mut below[at].node, run, end) {
+                    make_room(children, INNER_MAX);
+                    children.insert(at + 1, upper);
+                }
+            }
+            at + 2 == children.len()
         }
     };
-    (old, node.split(came_last))
+    node.split(came_last)
 }
 
 /// Removes a key that is below `node`.
@@ -290,6 +355,10 @@ mod tests {
         rows
     }
 
+    fn rows_of(tree: &RowTree<Slot>) -> Vec<(Bytes, u64)> {
+        rows(tree, 0, None, false)
+    }
+
     fn model_rows(model: &BTreeMap<u64, u64>, low: u64, high: Option<u64>) -> Vec<(Bytes, u64)> {
         let range = model.range(low..high.unwrap_or(u64::MAX).max(low));
         range.map(|(number, version)| (key(*number).to_bytes(), *version)).collect()
@@ -338,6 +407,57 @@ mod tests {
 
     fn root(tree: &RowTree<Slot>) -> &Arc<Node<Slot>> {
         tree.root.as_ref().expect("it has rows")
+    }
+
+    #[test]
+    fn many_rows_at_once_are_as_many_rows_one_by_one() {
+        let mut random = 11;
+        let (mut tree, mut model) = (RowTree::<Slot>::default(), BTreeMap::new());
+        let mut snapshot = (tree.clone(), model.clone());
+        for version in 0..600 {
+            let (from, spread) = (next(&mut random) % 4_000, [8, 300, 4_000][version as usize % 3]);
+            let count = next(&mut random) % 120;
+            let mut numbers: Vec<_> = (0..count).map(|_| from + next(&mut random) % spread).collect();
+            if version % 2 == 0 {
+                numbers.sort_unstable();
+            }
+            let versions = (0..).map(|place| version * 1000 + place);
+            let rows: Vec<_> = numbers.into_iter().zip(versions).collect();
+            let (mut old, mut old_of_model) = (Vec::new(), Vec::new());
+            for &(number, version) in &rows {
+                old_of_model.extend(model.insert(number, version).map(|old| (key(number).to_bytes(), old)));
+            }
+            let rows = rows.into_iter().map(|(number, version)| (key(number), slot(version))).collect();
+            tree.insert_all(rows, &mut |key, slot| old.push((key.to_bytes(), slot.version)));
+            old.sort_unstable();
+            old_of_model.sort_unstable();
+            assert_eq!((old, tree.len()), (old_of_model, model.len()));
+            if version % 100 == 0 {
+                let (tree_then, model_then) = std::mem::replace(&mut snapshot, (tree.clone(), model.clone()));
+                assert_eq!(rows_of(&tree_then), model_rows(&model_then, 0, None));
+            }
+        }
+        assert_eq!(rows_of(&tree), model_rows(&model, 0, None));
+        shape(root(&tree), 0, &mut Vec::new());
+    }
+
+    #[test]
+    fn nodes_take_no_more_memory_than_their_maximum() {
+        fn roomiest(node: &Node<Slot>) -> usize {
+            match node {
+                Node::Leaf(rows) => rows.capacity(),
+                Node::Inner(children) => {
+                    let below = children.iter().map(|child| roomiest(&child.node)).max();
+                    (children.capacity() * LEAF_MAX / INNER_MAX).max(below.unwrap_or(0))
+                }
+            }
+        }
+        let (mut random, mut tree) = (5, RowTree::default());
+        for number in 0..20_000 {
+            tree.insert(key(next(&mut random) % 90_000), slot(number));
+            let _snapshot = (number % 7 == 0).then(|| tree.clone());
+        }
+        assert!(roomiest(root(&tree)) <= LEAF_MAX + 1, "{}", roomiest(root(&tree)));
     }
 
     /// Nodes, and the depth of every leaf.

@@ -68,10 +68,10 @@ fn write(memtable: &Memtable, tables: &Tables, rows: &mut Rows<'_>) -> Result<()
         tables.rows(&low, high.as_deref(), false).map(|row| row.map(|(key, _)| key))
     });
     let mut covered = covered.peekable();
-    let mut delete_below = |key: Option<&Bytes>, rows: &mut Rows<'_>| {
+    let mut delete_below = |key: Option<&[u8]>, rows: &mut Rows<'_>| {
         while let Some(next) = covered.next_if(|next| {
             let Ok(next) = next else { return true };
-            key.is_none_or(|key| next <= key)
+            key.is_none_or(|key| &next[..] <= key)
         }) {
             let next = next?;
             // A row of the same key says more.
@@ -81,13 +81,14 @@ fn write(memtable: &Memtable, tables: &Tables, rows: &mut Rows<'_>) -> Result<()
         }
         Ok::<_, String>(())
     };
-    let mut result = Ok(());
+    let (mut result, mut bytes) = (Ok(()), Vec::new());
     memtable.rows().visit(&StoredKey::new(b""), None, false, &mut |key, entry| {
-        let key = key.to_bytes();
-        result = delete_below(Some(&key), rows).and_then(|()| match entry {
-            Some(versioned) => rows.put(&key, versioned),
+        bytes.clear();
+        key.write_to(|part| bytes.extend_from_slice(part));
+        result = delete_below(Some(&bytes), rows).and_then(|()| match entry {
+            Some(versioned) => rows.put(&bytes, versioned),
             None if tables.is_empty() => Ok(()),
-            None => rows.delete(&key),
+            None => rows.delete(&bytes),
         });
         result.is_ok()
     });

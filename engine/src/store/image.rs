@@ -13,7 +13,7 @@ use super::memtable::{Memtable, value};
 use super::view::LsmView;
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
-use floe_shard::Dump;
+use floe_shard::{Dump, StoredKey};
 
 const MAGIC: &[u8; 8] = b"FLOELSM1";
 const HEAD_BYTES: usize = 40;
@@ -80,16 +80,18 @@ pub(super) fn open(bytes: &[u8]) -> Option<Image> {
 }
 
 fn open_rows(mut rest: &[u8], count: u64) -> Option<Memtable> {
-    let mut memtable = Memtable::default();
+    let mut rows = Vec::new();
     for _ in 0..count {
         let (lens, after) = rest.split_first_chunk::<16>()?;
         let len_at = |at: usize| lens[at..].first_chunk().map(|len| u32::from_le_bytes(*len) as usize);
         let version = u64::from_le_bytes(*lens[8..].first_chunk()?);
         let (key, after) = after.split_at_checked(len_at(0)?)?;
         let (bytes, after) = after.split_at_checked(len_at(4)?)?;
-        memtable.set(key, value(version, bytes));
+        rows.push((StoredKey::new(key), value(version, bytes)));
         rest = after;
     }
+    let mut memtable = Memtable::default();
+    memtable.set_all(rows);
     (rest.is_empty() && memtable.rows().len() as u64 == count).then_some(memtable)
 }
 
@@ -141,9 +143,8 @@ mod tests {
     #[test]
     fn every_flipped_bit_and_every_cut_of_a_dump_is_refused() {
         let mut active = Memtable::default();
-        active.set(b"a", value(3, b"one"));
-        active.set(b"b", value(4, b""));
-        active.set(b"c", None);
+        let rows = [("a", value(3, b"one")), ("b", value(4, b"")), ("c", None)];
+        active.set_all(rows.map(|(key, entry)| (StoredKey::new(key.as_bytes()), entry)).into());
         let mut whole = WholeDump::new(LsmView { active, sealed: Vec::new(), tables: None }, 77);
         whole.prepare().unwrap();
         for bytes in [whole.bytes.to_vec(), of_tree(77, 5)] {

@@ -96,18 +96,27 @@ impl LsmStore {
         if let Some(failed) = failed {
             return CommandResult::ConditionFailed(failed as u32);
         }
+        self.apply_effects(at, command, range);
+        CommandResult::Written
+    }
+
+    fn apply_effects(&mut self, at: Mark, command: &CommandView, range: &KeyRange) {
+        let mut rows = Vec::with_capacity(command.effects.len());
         for effect in command.effects.iter() {
             match effect {
-                EffectView::Put { key, value: bytes } => self.active.set(key, value(at.index, bytes)),
-                EffectView::Delete { key } => self.active.set(key, None),
+                EffectView::Put { key, value: bytes } => {
+                    rows.push((StoredKey::new(key), value(at.index, bytes)));
+                }
+                EffectView::Delete { key } => rows.push((StoredKey::new(key), None)),
                 EffectView::DeleteRange { start, end } => {
+                    self.active.set_all(std::mem::take(&mut rows));
                     if let Some((low, high)) = clip(start, end, range) {
                         self.active.delete_range(StoredKey::new(low), high.map(StoredKey::new));
                     }
                 }
             }
         }
-        CommandResult::Written
+        self.active.set_all(rows);
     }
 
     /// The state that a tree holds, and where it stands.

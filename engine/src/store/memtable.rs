@@ -50,16 +50,11 @@ impl Memtable {
         &self.ranges
     }
 
-    pub(super) fn set(&mut self, key: &[u8], entry: Entry) {
-        self.insert(StoredKey::new(key), entry);
-    }
-
-    fn insert(&mut self, key: StoredKey, entry: Entry) {
-        let key_len = key.len();
-        self.bytes += row_bytes(key_len, &entry);
-        if let Some(old) = self.rows.insert(key, entry) {
-            self.bytes -= row_bytes(key_len, &old);
-        }
+    /// Of equal keys the last one stays.
+    pub(super) fn set_all(&mut self, rows: Vec<(StoredKey, Entry)>) {
+        self.bytes += rows.iter().map(|(key, entry)| row_bytes(key.len(), entry)).sum::<u64>();
+        let bytes = &mut self.bytes;
+        self.rows.insert_all(rows, &mut |key, old| *bytes -= row_bytes(key.len(), &old));
     }
 
     /// Everything from `low` to `high` is deleted, here and below. O(rows in it).
@@ -107,10 +102,12 @@ impl Memtable {
         for (low, high) in newer.ranges.iter() {
             self.delete_range(low.clone(), high.clone());
         }
+        let mut rows = Vec::with_capacity(newer.rows.len());
         newer.rows.visit(&StoredKey::new(b""), None, false, &mut |key, entry| {
-            self.insert(key.clone(), entry.clone());
+            rows.push((key.clone(), entry.clone()));
             true
         });
+        self.set_all(rows);
     }
 }
 
@@ -229,6 +226,12 @@ impl Fetched {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Memtable {
+        fn set(&mut self, key: &[u8], entry: Entry) {
+            self.set_all(vec![(StoredKey::new(key), entry)]);
+        }
+    }
 
     fn key(text: &str) -> StoredKey {
         StoredKey::new(text.as_bytes())

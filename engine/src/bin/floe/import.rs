@@ -200,12 +200,12 @@ impl Import {
     }
 
     /// A line that ends at `end`: a row, a bad one, or none. Waits while too much is under way.
-    fn take(&mut self, end: u64, row: Option<Result<Row, String>>) -> Result<(), String> {
+    fn take(&mut self, end: u64, row: Option<Result<Row<'_>, String>>) -> Result<(), String> {
         let number = self.mark.lines + self.lines.len() as u64 + 1;
         let fate = match row {
             None => Fate::Nothing,
             Some(Err(reason)) => Fate::Bad(reason),
-            Some(Ok((key, value))) => Fate::Awaited(self.lanes.add(number, key, value).map_err(given_up)?),
+            Some(Ok((key, value))) => Fate::Awaited(self.lanes.add(number, &key, &value).map_err(given_up)?),
         };
         self.lines.push_back(Line { end, fate });
         self.note_written()?;
@@ -230,6 +230,7 @@ impl Import {
         for number in self.lanes.take_done() {
             self.lines[(number - self.mark.lines - 1) as usize].fate = Fate::Written;
         }
+        let before = self.mark.offset;
         while self.lines.front().is_some_and(|line| !matches!(line.fate, Fate::Awaited(_))) {
             let Some(Line { end, fate }) = self.lines.pop_front() else { break };
             (self.mark.offset, self.mark.lines) = (end, self.mark.lines + 1);
@@ -239,7 +240,7 @@ impl Import {
                 Fate::Nothing | Fate::Awaited(_) => {}
             }
         }
-        self.note_progress()
+        if self.mark.offset > before { self.note_progress() } else { Ok(()) }
     }
 
     fn note_progress(&mut self) -> Result<(), String> {
@@ -284,7 +285,7 @@ fn given_up(GivenUp { row, reason }: GivenUp) -> String {
 }
 
 /// Key and value of a line that can be written; or what is wrong with it.
-fn row(shape: &Shape, line: &[u8]) -> Result<Row, String> {
+fn row<'a>(shape: &Shape, line: &'a [u8]) -> Result<Row<'a>, String> {
     let (key, value) = shape.row(line)?;
     let error = match (key.len(), value.len()) {
         (0, _) => CommandError::EmptyKey,

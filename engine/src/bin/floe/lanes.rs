@@ -4,6 +4,7 @@
 //! are written in the order in which they came, whatever has to be tried again: a batch is, until it is acknowledged.
 //! That is harmless, as it would write the same again. Within a batch rows are sorted: nodes insert them faster then.
 
+use bytes::Bytes;
 use floe::{Call, Client, ShardId, WriteBatch, WriteError, WriteOutcome};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -43,7 +44,10 @@ struct Lane {
 /// A batch that fills.
 #[derive(Default)]
 struct Open {
-    rows: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Keys and values, one after the other: memory of its own for each would cost more than the rest.
+    text: Vec<u8>,
+    /// Where in `text` a row's key begins, its value begins, and its value ends.
+    rows: Vec<(usize, usize, usize)>,
     numbers: Vec<u64>,
     bytes: usize,
 }
@@ -56,12 +60,25 @@ struct Batch {
 }
 
 impl Open {
+    /// Returns how many bytes it counts for.
+    fn add(&mut self, number: u64, key: &[u8], value: &[u8]) -> usize {
+        let at = self.text.len();
+        self.text.extend_from_slice(key);
+        self.text.extend_from_slice(value);
+        self.rows.push((at, at + key.len(), self.text.len()));
+        self.numbers.push(number);
+        let bytes = key.len() + value.len() + ROW_BYTES;
+        self.bytes += bytes;
+        bytes
+    }
+
     fn close(mut self) -> Batch {
+        let text = Bytes::from(self.text);
         // Equal keys keep their order.
-        self.rows.sort_by(|(one, _), (other, _)| one.cmp(other));
+        self.rows.sort_by_key(|&(key, value, _)| &text[key..value]);
         let mut writes = WriteBatch::new();
-        for (key, value) in self.rows {
-            writes.put(key, value);
+        for (key, value, end) in self.rows {
+            writes.put(text.slice(key..value), text.slice(value..end));
         }
         Batch { writes, numbers: self.numbers, bytes: self.bytes }
     }
@@ -113,17 +130,13 @@ impl Lanes {
     }
 
     /// Adds a row, within the limits of keys and values; tells its shard. Waits if the shard's lane is full.
-    pub fn add(&mut self, row: u64, key: Vec<u8>, value: Vec<u8>) -> Result<ShardId, GivenUp> {
-        let shard = self.client.shard_of(&key);
-        let size = key.len() + value.len() + ROW_BYTES;
+    pub fn add(&mut self, row: u64, key: &[u8], value: &[u8]) -> Result<ShardId, GivenUp> {
+        let shard = self.client.shard_of(key);
         while self.lanes.get(&shard).is_some_and(|lane| lane.open.bytes >= BATCH_BYTES_MAX) {
             self.await_lane(shard)?;
         }
-        self.bytes += size;
         let lane = self.lanes.entry(shard).or_default();
-        lane.open.rows.push((key, value));
-        lane.open.numbers.push(row);
-        lane.open.bytes += size;
+        self.bytes += lane.open.add(row, key, value);
         if lane.open.bytes >= BATCH_BYTES_MIN {
             self.advance(shard, BATCH_BYTES_MIN)?;
         }
@@ -227,7 +240,9 @@ mod tests {
         let rows = 400;
         let mut shard = ShardId(0);
         for row in 0..rows {
-            assert!(lanes.add(row, format!("k{}", row % 3).into(), value(row)).map(|at| shard = at).is_ok());
+            assert!(
+                lanes.add(row, format!("k{}", row % 3).as_bytes(), &value(row)).map(|at| shard = at).is_ok()
+            );
         }
         assert!(lanes.bytes() <= 2 * BATCH_BYTES_MAX + value(0).len() * 3, "{}", lanes.bytes());
         let mut done = all(&mut lanes, shard);
@@ -249,7 +264,7 @@ mod tests {
         let mut lanes = Lanes::new(client, Duration::from_millis(200));
         let begun = Instant::now();
         let given_up = loop {
-            let shard = match lanes.add(41, b"key".to_vec(), vec![1; BATCH_BYTES_MIN]) {
+            let shard = match lanes.add(41, b"key", &[1; BATCH_BYTES_MIN]) {
                 Ok(shard) => shard,
                 Err(given_up) => break given_up,
             };
