@@ -91,6 +91,8 @@ pub struct WalCounters {
     pub entries: u64,
     /// Nanoseconds per write.
     pub latency: Histogram<u64>,
+    /// Nanoseconds per command that the durable store applied, of every eighth.
+    pub apply: Histogram<u64>,
     /// Elections begun.
     pub elections: u64,
 }
@@ -103,6 +105,7 @@ impl WalCounters {
         self.entries -= before.entries;
         self.elections -= before.elections;
         self.latency.subtract(&before.latency).expect("an earlier reading of the same histogram");
+        self.apply.subtract(&before.apply).expect("an earlier reading of the same histogram");
         self
     }
 }
@@ -243,6 +246,7 @@ impl Members {
                 bytes: metrics.wal_bytes,
                 entries: metrics.wal_entries,
                 latency: metrics.wal_write_latency,
+                apply: metrics.apply_latency,
                 elections: metrics.elections,
             };
             let Some(sum) = &mut sum else {
@@ -254,6 +258,7 @@ impl Members {
             sum.entries += one.entries;
             sum.elections += one.elections;
             sum.latency.add(&one.latency).expect("all have the same bounds");
+            sum.apply.add(&one.apply).expect("all have the same bounds");
         }
         sum.expect("there is at least one node")
     }

@@ -134,6 +134,8 @@ pub struct PhaseReport {
     pub wal_bytes_per_user_byte: Option<f64>,
     /// Of a synced write.
     pub wal_write_us: Latency,
+    /// Of a command on a core, with the durable store: how long it kept the core. Of every eighth command.
+    pub apply_us: Latency,
     /// Elections begun; 0 unless something was too slow.
     pub elections: u64,
     /// Resident memory of this process at the phase's end.
@@ -188,6 +190,7 @@ impl PhaseReport {
             entries_per_wal_write: ratio(wal.entries, wal.writes as f64),
             wal_bytes_per_user_byte: bytes_per_user_byte(wal, tally, options),
             wal_write_us: latency(&wal.latency),
+            apply_us: latency(&wal.apply),
             elections: wal.elections,
             rss_bytes: *rss_bytes,
             errors: tally.errors.values().sum(),
@@ -247,6 +250,8 @@ impl Report {
         row("WAL write p50", &|phase| micros(phase.wal_write_us.p50));
         row("entries per WAL write", &|phase| optional(phase.entries_per_wal_write));
         row("WAL bytes per user byte", &|phase| optional(phase.wal_bytes_per_user_byte));
+        row("apply p99.9", &|phase| micros(phase.apply_us.p999));
+        row("apply max", &|phase| micros(phase.apply_us.max));
         row("resident memory", &|phase| format!("{} MiB", phase.rss_bytes >> 20));
         row("elections", &|phase| phase.elections.to_string());
         row("errors", &|phase| errors(phase));

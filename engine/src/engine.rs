@@ -136,7 +136,11 @@ impl Engine {
 
     /// Counters and latencies of all cores, added up.
     pub fn metrics(&self) -> Metrics {
-        Metrics::sum(self.metrics.iter().map(|core| &**core))
+        let mut sum = Metrics::sum(self.metrics.iter().map(|core| &**core));
+        if let Some(janitor) = &self.janitor {
+            janitor.apply_latency().add_to(&mut sum.apply_latency);
+        }
+        sum
     }
 
     /// How the node stands: its cores and its replicas. Asks each core, and waits for up to 2 s for one that is stuck.

@@ -8,6 +8,7 @@ use super::memtable::Budget;
 use super::tree::{Shared, Tables, Tree};
 use crate::config::LsmSettings;
 use crate::driver::sys;
+use crate::metrics::Latency;
 use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::BTreeSet;
@@ -36,6 +37,8 @@ pub struct Stores {
     dir: PathBuf,
     shared: Shared,
     budget: Arc<Budget>,
+    /// Nanoseconds of some of the commands that were applied.
+    apply_latency: Latency,
     next: AtomicU64,
     /// Trees that lay here at start and that nothing has named yet.
     strays: Mutex<BTreeSet<u64>>,
@@ -72,6 +75,7 @@ impl Stores {
             dir,
             shared: Shared::new(settings, &budget),
             budget,
+            apply_latency: Latency::default(),
             next: AtomicU64::new(strays.last().map_or(1, |last| last + 1)),
             strays: Mutex::new(strays),
             tasks: Mutex::new(Some(sender)),
@@ -86,6 +90,10 @@ impl Stores {
     /// What memtables take, and may take.
     pub(crate) fn budget(&self) -> &Arc<Budget> {
         &self.budget
+    }
+
+    pub(super) fn apply_latency(&self) -> &Latency {
+        &self.apply_latency
     }
 
     /// A tree to be, made when something is flushed into it.
@@ -129,6 +137,11 @@ impl Stores {
 }
 
 impl Janitor {
+    /// How long commands took to apply, of some.
+    pub(crate) fn apply_latency(&self) -> &Latency {
+        self.stores.apply_latency()
+    }
+
     /// Every shard is restored: what no dump names goes.
     pub fn remove_strays(&self) {
         for number in std::mem::take(&mut *self.stores.strays.lock()) {

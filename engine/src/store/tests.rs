@@ -234,6 +234,49 @@ fn a_tree_that_is_ahead_of_its_dump_says_so_and_one_that_is_gone_is_refused() {
 }
 
 #[test]
+fn a_list_of_tables_that_has_rotted_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, janitor) = stores(dir.path());
+    let mut store = LsmStore::new(shard(), &first);
+    put(&mut store, 1, "a", "1");
+    let named = saved(store.flush(&head(1)).unwrap());
+    drop((store, first, janitor));
+    let tree = dir.path().join("store/t1");
+    let is_manifest = |name: &str| name.strip_prefix('v').is_some_and(|n| n.parse::<u64>().is_ok());
+    let names =
+        std::fs::read_dir(&tree).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.filter(|name| name == "current" || is_manifest(name)).collect();
+    names.sort();
+    assert!(names.len() >= 2, "{names:?}");
+    // Older lists may still lie there; the last one counts.
+    for name in [&names[0], &names[names.len() - 1]] {
+        let (path, sound) = (tree.join(name), std::fs::read(tree.join(name)).unwrap());
+        for at in 0..sound.len() {
+            let mut rotted = sound.clone();
+            rotted[at] ^= 4;
+            std::fs::write(&path, &rotted).unwrap();
+            let (again, _janitor) = stores(dir.path());
+            let refused = LsmStore::new(shard(), &again).restore(&named);
+            assert!(refused.is_err(), "byte {at} of {name}");
+        }
+        std::fs::write(&path, &sound).unwrap();
+    }
+    let (last, _janitor) = stores(dir.path());
+    LsmStore::new(shard(), &last).restore(&named).unwrap();
+}
+
+#[test]
+fn apply_is_timed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (stores, janitor) = stores(dir.path());
+    let mut store = LsmStore::new(shard(), &stores);
+    (1..=80).for_each(|index| put(&mut store, index, "a", "1"));
+    let mut timed = crate::metrics::Metrics::sum([]).apply_latency;
+    janitor.apply_latency().add_to(&mut timed);
+    assert_eq!(timed.len(), 10);
+}
+
+#[test]
 fn what_no_dump_names_is_removed_and_what_one_names_stays() {
     let dir = tempfile::tempdir().unwrap();
     let (first, janitor) = stores(dir.path());

@@ -20,6 +20,7 @@ use crate::config::LsmSettings;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use floe_shard::Versioned;
+use lsm_tree::checksum::ChecksummedWriter;
 use lsm_tree::compaction::Leveled;
 use lsm_tree::merge::{BoxedIterator, Merger};
 use lsm_tree::mvcc_stream::MvccStream;
@@ -30,6 +31,7 @@ use lsm_tree::{
 };
 use parking_lot::Mutex;
 use std::fs;
+use std::io::{self, Write};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,6 +96,7 @@ impl Tree {
         if !dir.join(CURRENT).exists() {
             return Err(format!("{} is missing", dir.join(CURRENT).display()));
         }
+        check_manifest(dir)?;
         Self::load(dir, shared)
     }
 
@@ -278,6 +281,31 @@ impl Tables {
         let (version, value) = value.split_first_chunk().ok_or_else(short)?;
         Ok(Versioned { version: u64::from_le_bytes(*version), value: Bytes::copy_from_slice(value) })
     }
+}
+
+/// The list of a tree's tables must be what was written: the library stores its checksum beside the number of its file, but
+/// doesn't look at it.
+///
+/// ```text
+/// current  number u64 LE | xxh3-128 of the file v<number> u128 LE | kind of checksum u8: 0
+/// ```
+fn check_manifest(dir: &Path) -> Result<(), String> {
+    let read = |path: &Path| fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+    let path = dir.join(CURRENT);
+    let current = read(&path)?;
+    let damaged = || format!("{} is damaged", path.display());
+    let (number, rest) = current.split_first_chunk().ok_or_else(damaged)?;
+    let (checksum, kind) = rest.split_first_chunk().ok_or_else(damaged)?;
+    if kind != [0] {
+        return Err(damaged());
+    }
+    let manifest = dir.join(format!("v{}", u64::from_le_bytes(*number)));
+    let mut sum = ChecksummedWriter::new(io::sink());
+    sum.write_all(&read(&manifest)?).map_err(|error| format!("{}: {error}", manifest.display()))?;
+    if sum.checksum().into_u128() != u128::from_le_bytes(*checksum) {
+        return Err(format!("{} isn't what {} says it is", manifest.display(), path.display()));
+    }
+    Ok(())
 }
 
 fn failure(path: &Path, error: &lsm_tree::Error) -> String {

@@ -89,6 +89,11 @@ fn metrics(node: NodeId, engine: &Engine) -> String {
             "From the issue of a write to the log to its completion.",
             &counted.wal_write_latency,
         ),
+        (
+            "apply_seconds",
+            "How long the durable store kept a core with a command, of every eighth.",
+            &counted.apply_latency,
+        ),
     ] {
         describe(&mut out, name, about, "summary");
         for quantile in [0.5, 0.9, 0.99, 0.999] {
