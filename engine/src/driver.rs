@@ -21,7 +21,7 @@ use crate::mailbox::Mailbox;
 use crate::metrics::CoreMetrics;
 use crate::probe;
 use crate::seam::{Effects, Event};
-use crate::transport::HelloIdentity;
+use crate::transport::{HelloIdentity, PeerStores};
 use crate::worker::Worker;
 use floe_raft::Nanos;
 use floe_shard::{CoreAddr, NodeId};
@@ -75,6 +75,8 @@ pub struct CoreSetup {
     pub peers: Vec<(NodeId, String)>,
     /// Who this node is, for hellos; set before [`crate::mailbox::Control::Connect`] is posted.
     pub identity: Arc<OnceLock<HelloIdentity>>,
+    /// Which stores the peers have.
+    pub stores: Arc<PeerStores>,
     /// Where events go, with the core's number.
     pub events: Sender<(u16, Event)>,
     /// Where frames that were dropped are counted.

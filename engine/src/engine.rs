@@ -12,9 +12,9 @@ use crate::mailbox::{Control, Mailbox};
 use crate::metrics::{CoreMetrics, Metrics};
 use crate::probe;
 use crate::read_cell::ReadCells;
-use crate::seam::{Event, StartReport};
+use crate::seam::{Event, Failure, StartReport};
 use crate::store::{Janitor, LsmStore, Stores};
-use crate::transport::{Acceptor, HelloIdentity};
+use crate::transport::{Acceptor, HelloIdentity, PeerStores};
 use crate::worker::{MachineFactory, Worker, WorkerConfig};
 use floe_shard::{CoreAddr, Descriptor, MemoryStore, NodeId, ShardId, ShardMap, pre_split};
 use std::collections::BTreeMap;
@@ -72,7 +72,8 @@ impl Engine {
             Some(machines) => (machines, None),
             None => own_machines(&config)?,
         };
-        let parts = Parts::new(&config, machines);
+        let stores = PeerStores::open(&config.dir).map_err(Failure::Boot)?;
+        let parts = Parts::new(&config, machines, Arc::new(stores));
         let (events, arrived) = channel();
         let cores = 0..config.cores;
         let threads = cores
@@ -81,7 +82,7 @@ impl Engine {
             })
             .collect::<Result<_, _>>()?;
         drop(events);
-        let Parts { mailboxes, metrics, descriptors, identity, cells, .. } = parts;
+        let Parts { mailboxes, metrics, descriptors, identity, stores, cells, .. } = parts;
         let map = ShardMap::new(descriptors.to_vec());
         let shared = Arc::new(Shared { mailboxes: mailboxes.clone(), map, cores: config.cores, cells });
         let client = Client::new(Backend::Node(shared.clone()), config.timeout);
@@ -92,7 +93,7 @@ impl Engine {
         if let Some(janitor) = &engine.janitor {
             janitor.remove_strays();
         }
-        engine.connect(&config, listener, &identity)?;
+        engine.connect(&config, listener, &identity, stores)?;
         Ok(engine)
     }
 
@@ -102,6 +103,7 @@ impl Engine {
         config: &Config,
         listener: Option<TcpListener>,
         identity: &OnceLock<HelloIdentity>,
+        stores: Arc<PeerStores>,
     ) -> Result<(), OpenError> {
         let own = HelloIdentity {
             cluster: config.cluster,
@@ -118,7 +120,8 @@ impl Engine {
         self.gateway = Some(gateway.clone());
         if let Some(listener) = listener {
             let known = config.founding().members.into_iter().filter(|&node| node != config.node).collect();
-            let acceptor = Acceptor::start(listener, own, known, self.mailboxes.clone(), Some(gateway));
+            let mailboxes = self.mailboxes.clone();
+            let acceptor = Acceptor::start(listener, own, known, mailboxes, Some(gateway), stores);
             self.acceptor = Some(acceptor.map_err(OpenError::Spawn)?);
         }
         Ok(())
@@ -184,8 +187,7 @@ impl Engine {
         let mut sum = StartReport::default();
         let mut waiting = self.mailboxes.len();
         while waiting > 0 {
-            let gone =
-                || crate::seam::Failure::Boot("a core ended while it was starting; see the log".into());
+            let gone = || Failure::Boot("a core ended while it was starting; see the log".into());
             match arrived.recv().map_err(|_| gone())?.1 {
                 Event::Started(report) => {
                     waiting -= 1;
@@ -207,12 +209,13 @@ struct Parts {
     descriptors: Arc<Vec<Descriptor>>,
     cells: Arc<ReadCells>,
     identity: Arc<OnceLock<HelloIdentity>>,
+    stores: Arc<PeerStores>,
     machines: MachineFactory,
     new_store_uuid: u128,
 }
 
 impl Parts {
-    fn new(config: &Config, machines: MachineFactory) -> Self {
+    fn new(config: &Config, machines: MachineFactory, stores: Arc<PeerStores>) -> Self {
         let Founding { members, shards, replication } = config.founding();
         let descriptors = pre_split(&members, shards, replication as usize);
         Self {
@@ -221,6 +224,7 @@ impl Parts {
             cells: ReadCells::new(config.node, random(), &descriptors),
             descriptors: Arc::new(descriptors),
             identity: Arc::new(OnceLock::new()),
+            stores,
             machines,
             new_store_uuid: u128::from(random()) << 64 | u128::from(random()),
         }
@@ -255,6 +259,7 @@ impl Parts {
             siblings: self.mailboxes.clone(),
             peers: peers(config),
             identity: self.identity.clone(),
+            stores: self.stores.clone(),
             events,
             metrics: self.metrics[at].clone(),
             pin: config.pin_cores.then_some(at),

@@ -24,17 +24,21 @@
 //! A *client* (kind 1) may connect to any node. It has no node id, store, or boot epoch (all 0), and may leave the cluster
 //! open (0): the reply names it. Its connection stays with the node's [`Gateway`](crate::gateway::Gateway).
 //!
+//! A node's store never changes: both ends hold it against the one before (`peer_stores.rs`).
+//!
 //! Invariants: nothing that a stranger sends makes a parser panic or allocate; a silent stranger holds a place
 //! for [`HELLO_TIMEOUT`] at the most.
 
 mod acceptor;
 mod dialer;
+mod peer_stores;
 #[cfg(test)]
 mod tests;
 
 pub use acceptor::Acceptor;
 pub(crate) use dialer::connect;
 pub use dialer::{DialError, DialSetup, Dialer};
+pub use peer_stores::PeerStores;
 
 use crate::codec::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, checksum};
 use floe_shard::NodeId;
@@ -112,10 +116,12 @@ pub enum RefusalCode {
     DuplicateStore = 6,
     /// The sender has the higher node id: it should be the one that accepts.
     WrongDirection = 7,
-    /// The acceptor is stopping.
+    /// The acceptor is stopping, or can't note the sender's store.
     NotReady = 8,
     /// The acceptor serves as many clients as it may.
     ManyClients = 9,
+    /// The sender's node had another store before: its disk was lost, or its directory is the wrong one.
+    OtherStore = 10,
 }
 
 impl RefusalCode {
@@ -130,6 +136,7 @@ impl RefusalCode {
             7 => Self::WrongDirection,
             8 => Self::NotReady,
             9 => Self::ManyClients,
+            10 => Self::OtherStore,
             _ => return None,
         })
     }

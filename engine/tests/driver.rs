@@ -67,7 +67,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use transport::{Acceptor, HelloIdentity};
+use transport::{Acceptor, HelloIdentity, PeerStores};
 use worker::{Script, Worker};
 
 /// Generous: only a hang takes so long.
@@ -103,6 +103,7 @@ struct Node {
     thread: Option<JoinHandle<()>>,
     /// Accepts as long as the node is there.
     _acceptor: Option<Acceptor>,
+    _stores_dir: tempfile::TempDir,
 }
 
 struct Options {
@@ -127,6 +128,8 @@ fn start(dir: &Path, options: Options, script: impl Script + Send + 'static) -> 
     let mailbox = Arc::new(Mailbox::new(10_000));
     let (sender, events) = channel();
     let known = options.peers.iter().map(|(peer, _)| *peer).collect();
+    let stores_dir = tempfile::tempdir().unwrap();
+    let stores = Arc::new(PeerStores::open(stores_dir.path()).unwrap());
     let setup = CoreSetup {
         worker: Box::new(move |effects, _now| {
             let mut script = script;
@@ -140,6 +143,7 @@ fn start(dir: &Path, options: Options, script: impl Script + Send + 'static) -> 
         siblings: vec![mailbox.clone()],
         peers: options.peers,
         identity: Arc::new(OnceLock::from(identity(options.node))),
+        stores: stores.clone(),
         events: sender,
         metrics: Arc::default(),
         pin: None,
@@ -151,9 +155,9 @@ fn start(dir: &Path, options: Options, script: impl Script + Send + 'static) -> 
     let thread = Some(spawn(options.driver, setup).unwrap());
     mailbox.control(Control::Connect);
     let acceptor = options.listener.map(|listener| {
-        Acceptor::start(listener, identity(options.node), known, vec![mailbox.clone()], None).unwrap()
+        Acceptor::start(listener, identity(options.node), known, vec![mailbox.clone()], None, stores).unwrap()
     });
-    Node { mailbox, events, thread, _acceptor: acceptor }
+    Node { mailbox, events, thread, _acceptor: acceptor, _stores_dir: stores_dir }
 }
 
 impl Node {

@@ -11,7 +11,7 @@ use crate::clock;
 use crate::mailbox::{Control, Mailbox, Post};
 use crate::metrics::CoreMetrics;
 use crate::seam::{Effects, Event, Input};
-use crate::transport::{DialSetup, Dialer, Hello, HelloIdentity};
+use crate::transport::{DialSetup, Dialer, Hello, HelloIdentity, PeerStores};
 use crate::worker::Worker;
 use floe_raft::Nanos;
 use floe_shard::request::{Answer, BusyReason, Refusal};
@@ -50,6 +50,7 @@ pub(super) struct Hub {
     dialers: BTreeMap<NodeId, Dialer>,
     peers: Vec<(NodeId, String)>,
     identity: Arc<OnceLock<HelloIdentity>>,
+    stores: Arc<PeerStores>,
     metrics: Arc<CoreMetrics>,
     /// The worker has reported that it has stopped.
     pub(super) stopped: bool,
@@ -73,6 +74,7 @@ impl Hub {
             dialers: BTreeMap::new(),
             peers: setup.peers,
             identity: setup.identity,
+            stores: setup.stores,
             metrics: setup.metrics,
             stopped: false,
         }
@@ -132,6 +134,7 @@ impl Hub {
                 address: address.clone(),
                 core: self.me.core,
                 own: own.clone(),
+                stores: Arc::clone(&self.stores),
                 mailbox: Arc::clone(&self.mailbox),
             });
             match dialer {

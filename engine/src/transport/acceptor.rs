@@ -1,14 +1,13 @@
 //! The accepting side: one listening port and one thread per node, and a short-lived thread per hello.
 
 use super::{
-    HELLO_TIMEOUT, Hello, HelloIdentity, HelloKind, HelloReply, RefusalCode, hand_over, read_within,
+    HELLO_TIMEOUT, Hello, HelloIdentity, HelloKind, HelloReply, PeerStores, RefusalCode, hand_over,
+    read_within,
 };
 use crate::driver::sys;
 use crate::gateway::Gateway;
 use crate::mailbox::{Control, Mailbox};
 use floe_shard::NodeId;
-use parking_lot::Mutex;
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
@@ -33,15 +32,14 @@ struct Shared {
     known: Vec<NodeId>,
     mailboxes: Vec<Arc<Mailbox>>,
     gateway: Option<Arc<Gateway>>,
-    /// Which store each node came with last.
-    stores: Mutex<BTreeMap<NodeId, u128>>,
+    stores: Arc<PeerStores>,
     stop: AtomicBool,
     hellos: AtomicUsize,
 }
 
 impl Acceptor {
     /// Starts accepting. `own` is this node, `known` are the nodes that may connect, `mailboxes` those of
-    /// this node's cores, in order; `gateway` serves clients, without it they are refused. `listener` must not have been bound with SO_REUSEPORT (std's never is),
+    /// this node's cores, in order; `gateway` serves clients, without it they are refused; `stores` are those of the peers. `listener` must not have been bound with SO_REUSEPORT (std's never is),
     /// or two nodes could share a port without noticing.
     ///
     /// # Errors
@@ -52,6 +50,7 @@ impl Acceptor {
         known: Vec<NodeId>,
         mailboxes: Vec<Arc<Mailbox>>,
         gateway: Option<Arc<Gateway>>,
+        stores: Arc<PeerStores>,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         sys::bound_segments(listener.as_fd())?;
@@ -60,7 +59,7 @@ impl Acceptor {
             known,
             mailboxes,
             gateway,
-            stores: Mutex::new(BTreeMap::new()),
+            stores,
             stop: AtomicBool::new(false),
             hellos: AtomicUsize::new(0),
             own,
@@ -213,24 +212,7 @@ impl Shared {
         if mailbox.is_closed() {
             return refuse(RefusalCode::NotReady, format!("{} is stopping", own.node));
         }
-        self.judge_store(hello, &own)?;
+        self.stores.judge(&own, hello)?;
         Ok(own)
-    }
-
-    /// One store may belong to one node only.
-    fn judge_store(&self, hello: &Hello, own: &Hello) -> Result<(), (RefusalCode, String)> {
-        let mut stores = self.stores.lock();
-        let other = stores.iter().find(|(node, uuid)| **uuid == hello.store_uuid && **node != hello.node);
-        let owner = match other {
-            Some((node, _)) => *node,
-            None if hello.store_uuid == own.store_uuid => own.node,
-            None => {
-                stores.insert(hello.node, hello.store_uuid);
-                return Ok(());
-            }
-        };
-        let text =
-            format!("store {:032x} is that of {owner}: was a data directory copied?", hello.store_uuid);
-        Err((RefusalCode::DuplicateStore, text))
     }
 }

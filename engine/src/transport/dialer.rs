@@ -1,7 +1,8 @@
 //! The connecting side: one thread per core and peer node, asleep while its connections are up.
 
 use super::{
-    HELLO_TIMEOUT, Hello, HelloIdentity, HelloReply, REPLY_LEN, RefusalCode, hand_over, read_within,
+    HELLO_TIMEOUT, Hello, HelloIdentity, HelloReply, PeerStores, REPLY_LEN, RefusalCode, hand_over,
+    read_within,
 };
 use crate::mailbox::{Control, Mailbox};
 use floe_shard::NodeId;
@@ -29,6 +30,8 @@ pub struct DialSetup {
     pub core: u16,
     /// Who this node is.
     pub own: HelloIdentity,
+    /// The stores of the node's peers.
+    pub stores: Arc<PeerStores>,
     /// The core's mailbox, where sockets go.
     pub mailbox: Arc<Mailbox>,
 }
@@ -222,7 +225,7 @@ impl DialLoop {
             let (min, max) = (hello.protocol_min, hello.protocol_max);
             return wrong(format!("{} speaks protocol versions {min} to {max}", hello.node));
         }
-        Ok(())
+        self.setup.stores.judge(own, hello).map_err(|(_, text)| DialError::Wrong(text))
     }
 }
 

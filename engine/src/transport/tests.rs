@@ -16,11 +16,26 @@ fn identity(node: u64, cores: u16) -> HelloIdentity {
     }
 }
 
-fn acceptor(cores: u16, known: &[u64]) -> (Acceptor, Vec<Arc<Mailbox>>) {
+/// An acceptor, and a directory for whoever notes stores.
+struct Accepting {
+    acceptor: Acceptor,
+    dir: tempfile::TempDir,
+}
+
+impl Accepting {
+    fn address(&self) -> SocketAddr {
+        self.acceptor.address()
+    }
+}
+
+fn acceptor(cores: u16, known: &[u64]) -> (Accepting, Vec<Arc<Mailbox>>) {
     let mailboxes: Vec<_> = (0..cores).map(|_| Arc::new(Mailbox::new(4))).collect();
     let known = known.iter().map(|id| NodeId(*id)).collect();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    (Acceptor::start(listener, identity(9, cores), known, mailboxes.clone(), None).unwrap(), mailboxes)
+    let dir = tempfile::tempdir().unwrap();
+    let stores = Arc::new(PeerStores::open(dir.path()).unwrap());
+    let started = Acceptor::start(listener, identity(9, cores), known, mailboxes.clone(), None, stores);
+    (Accepting { acceptor: started.unwrap(), dir }, mailboxes)
 }
 
 fn say(to: SocketAddr, bytes: &[u8]) -> TcpStream {
@@ -108,7 +123,7 @@ fn silent_cut_and_nonsense_connections_leave_the_acceptor_serving() {
     let reply = ask(acceptor.address(), &hello);
     assert_eq!(reply, HelloReply::Accepted(identity(9, 1).hello(0, 0)));
     assert_eq!(await_accepted(&mailboxes[0]).1, hello);
-    acceptor.stop();
+    acceptor.acceptor.stop();
 }
 
 #[test]
@@ -128,20 +143,42 @@ fn every_reason_to_refuse_is_named() {
     assert_eq!(refused(Hello { store_uuid: 109, ..good }), RefusalCode::DuplicateStore);
     assert!(matches!(ask(acceptor.address(), &good), HelloReply::Accepted(_)));
     assert_eq!(refused(Hello { node: NodeId(2), ..good }), RefusalCode::DuplicateStore);
+    assert_eq!(refused(Hello { store_uuid: 77, ..good }), RefusalCode::OtherStore);
     mailboxes[1].close();
     assert_eq!(refused(Hello { target_core: 1, ..good }), RefusalCode::NotReady);
 }
 
-fn dial(acceptor: &Acceptor, core: u16, cores: u16) -> (Dialer, Arc<Mailbox>) {
+fn dial(acceptor: &Accepting, core: u16, cores: u16) -> (Dialer, Arc<Mailbox>) {
+    let dir = acceptor.dir.path().join(format!("{core} of {cores}"));
+    std::fs::create_dir(&dir).unwrap();
+    dial_knowing(PeerStores::open(&dir).unwrap(), acceptor, core, cores)
+}
+
+fn dial_knowing(stores: PeerStores, acceptor: &Accepting, core: u16, cores: u16) -> (Dialer, Arc<Mailbox>) {
     let mailbox = Arc::new(Mailbox::new(1));
     let dialer = Dialer::start(DialSetup {
         peer: NodeId(9),
         address: acceptor.address().to_string(),
         core,
         own: identity(1, cores),
+        stores: Arc::new(stores),
         mailbox: Arc::clone(&mailbox),
     });
     (dialer.unwrap(), mailbox)
+}
+
+#[test]
+fn a_dialer_takes_no_peer_that_has_another_store_than_before() {
+    let (acceptor, _mailboxes) = acceptor(1, &[1]);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let stores = PeerStores::open(elsewhere.path()).unwrap();
+    let own = identity(1, 1).hello(0, 0);
+    stores.judge(&own, &Hello { store_uuid: 77, ..identity(9, 1).hello(0, 0) }).unwrap();
+    let (_dialer, refusing) = dial_knowing(stores, &acceptor, 0, 1);
+    let (_other, taking) = dial(&acceptor, 0, 1);
+    await_accepted(&taking);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(refusing.take_control().is_none(), "its directory isn't the one before");
 }
 
 fn cores_of(mailbox: &Mailbox, count: usize) -> Vec<u16> {
