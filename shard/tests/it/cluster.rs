@@ -39,7 +39,7 @@ pub struct Node {
     /// Turns in which there was something to do.
     pub turns: u64,
     /// Until when its last turn takes.
-    busy_until: Nanos,
+    pub busy_until: Nanos,
     /// What has come in meanwhile.
     inbox: Vec<(CoreAddr, PeerBatch)>,
     /// Most entries that one turn of one shard wrote.

@@ -123,6 +123,40 @@ fn elections_that_are_due_at_once_are_spread_over_turns() {
     assert_eq!(led, SHARDS as usize / 3, "groups with a new leader");
 }
 
+/// A node stands still for a moment longer than quiet followers wait for a sign of life. They all wake in one turn, some of
+/// them with a timer that has run out, and when it is back each leader wakes its groups. No turn has more campaigns than
+/// it may, and nobody else's groups elect.
+#[test]
+fn a_stall_that_wakes_quiet_groups_is_over_within_three_election_timeouts() {
+    const SHARDS: u32 = 3_000;
+    const STALL_MS: u64 = 170;
+    let mut cluster = quiet_cluster(SHARDS);
+    cluster.run(ELECTION_TIMEOUT_MS);
+    let sums = |cluster: &Cluster| {
+        let stats = cluster.nodes.iter().map(|node| node.multi.stats());
+        stats.fold((0, 0), |(campaigns, elections), stats| {
+            (campaigns + stats.campaigns, elections + stats.elections)
+        })
+    };
+    let before = sums(&cluster);
+    cluster.nodes.iter_mut().for_each(|node| node.messages_per_turn = 0);
+    cluster.nodes[0].busy_until = cluster.now + STALL_MS * MS;
+    let (mut woken, mut most, mut last) = (0, 0, before.0);
+    for _ in 0..STALL_MS + 3 * ELECTION_TIMEOUT_MS {
+        cluster.turn();
+        woken = woken.max(3 * SHARDS as usize - quiet_replicas(&cluster));
+        most = most.max(sums(&cluster).0 - last);
+        last = sums(&cluster).0;
+    }
+    let max = cluster.config.campaigns_per_turn_max;
+    let burst = cluster.nodes.iter().map(|node| node.messages_per_turn).max().unwrap_or(0);
+    let elections = sums(&cluster).1 - before.1;
+    assert!(woken >= SHARDS as usize, "{woken} woken: that was no stall");
+    assert!(most <= 2 * max as u64 && burst <= 4 * max, "{most} begun in one turn, {burst} messages");
+    assert!(elections <= u64::from(SHARDS) / 3, "{elections} elections: only of groups that it leads");
+    assert_eq!(quiet_replicas(&cluster), 3 * SHARDS as usize, "all are quiet again");
+}
+
 /// Three cores of a thousand shards start, so slow that stepping all their replicas once takes longer than a follower
 /// waits for its leader. Whoever is led stays led, and the others' turn comes.
 #[test]
