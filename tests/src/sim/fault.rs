@@ -325,19 +325,20 @@ impl Cluster {
 
     pub(crate) fn maybe_strike_new_leader(&mut self, node: usize) {
         let drawn = self.plan.faults.iter().any(|(kind, _)| *kind == FaultKind::NewLeader);
-        if !self.faults_on || !drawn {
+        if !self.faults_on || !drawn || self.faults_total >= FAULTS_MAX {
             return;
         }
         match self.random.below(4) {
             // At once: not even its first entry leaves.
             0 if self.lets_strike() => {
                 self.count_fault(FaultKind::NewLeader, node);
-                let (hears, lasts) =
-                    (self.random.percent(50), self.random.skewed(2 * self.plan.fault_for_ns));
+                // One that hears would drop its entry, which nobody has, for those of the next leader.
+                let hears = self.random.percent(50) && !self.plan.alternates;
+                let lasts = self.random.skewed(2 * self.plan.fault_for_ns);
                 self.free_others();
                 self.isolate(node, hears, false, lasts + MS);
             }
-            1 => {
+            lot if lot == 1 || (lot == 2 && self.plan.alternates) => {
                 // Within a few round trips: it has committed something then, but hardly all.
                 let after = self.random.skewed((15 * self.plan.network.latency_ns).max(5 * MS));
                 self.queue.after(after, Event::NewLeader(node));

@@ -86,7 +86,7 @@ impl Theme {
     pub(crate) fn sharpen(self, random: &mut Random, plan: &mut Plan) {
         match self {
             Self::Anything => {}
-            Self::Elections if random.percent(60) => {
+            Self::Elections if random.percent(75) => {
                 // A new leader that commits what older ones left, entry by entry, is struck meanwhile, and whoever was
                 // struck before it takes over.
                 plan.alternates = true;
@@ -110,7 +110,8 @@ impl Theme {
                 raft.lease_slack_ns = *random.pick(&[0, MS]);
                 plan.retunes = random.percent(30);
                 plan.drifts_apart = true;
-                plan.load.stale_percent = *random.pick(&[0, 20]);
+                // Followers show their states only to who asks for stale ones.
+                plan.load.stale_percent = 20;
                 plan.network.latency_ns = 50 * US;
                 plan.disk.latency_ns = 20 * US;
                 plan.shards = plan.shards.min(3);
