@@ -22,8 +22,8 @@ use crate::sim::run::FAULTS_MIN;
 use crate::sim::trace::Trace;
 use floe::read_cell::Open;
 use floe::seam::{DisconnectReason, Input};
-use floe_raft::Nanos;
-use floe_shard::{Answer, CoreAddr, Descriptor, NodeId, RequestId, pre_split};
+use floe_raft::{Index, Nanos};
+use floe_shard::{Answer, CoreAddr, Descriptor, NodeId, RequestId, ShardId, pre_split};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -108,6 +108,8 @@ pub struct Cluster {
     pub faults_drawn: u64,
     /// Clients of the harness that have asked for other leaders or members.
     pub(crate) operators: ClientId,
+    /// A new leader, by node, that is struck as soon as it commits more than this of its shard.
+    pub(crate) spared: Option<(usize, ShardId, Index)>,
     /// A kind of fault that waits for a candidate.
     pub(crate) armed: Option<FaultKind>,
     /// Candidates are spared until then, or none would ever be elected.
@@ -191,6 +193,7 @@ impl Cluster {
             faults_total: 0,
             faults_drawn: 0,
             operators: 0,
+            spared: None,
             armed: None,
             candidates_spared_until: 0,
             damaged: BTreeSet::new(),

@@ -338,11 +338,12 @@ impl Cluster {
                 self.free_others();
                 self.isolate(node, hears, false, lasts + MS);
             }
-            lot if lot == 1 || (lot == 2 && self.plan.alternates) => {
+            1 => {
                 // Within a few round trips: it has committed something then, but hardly all.
                 let after = self.random.skewed((15 * self.plan.network.latency_ns).max(5 * MS));
                 self.queue.after(after, Event::NewLeader(node));
             }
+            2 if self.plan.alternates => self.spared = self.new_leadership(node),
             _ => {}
         }
     }

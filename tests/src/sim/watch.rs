@@ -10,7 +10,7 @@ use crate::checker::votes::Ballot;
 use crate::sim::cluster::{Cluster, Event, index};
 use crate::sim::coverage::Role;
 use crate::sim::node::{Node, Process};
-use floe_raft::Raft;
+use floe_raft::{Index, Raft};
 use floe_shard::{MultiRaft, ShardId};
 
 /// Up to so many shards, every replica of a core is looked at after each of its steps. No seed draws more.
@@ -30,12 +30,35 @@ impl Cluster {
         if self.safety.elections > elections {
             self.maybe_strike_new_leader(node);
         }
+        self.maybe_strike_first_commit(node);
         let installs = self.nodes[node].process.as_ref().map_or(0, Process::installs);
         if installs > std::mem::replace(&mut self.nodes[node].installs_seen, installs) {
             self.maybe_strike_new_state(node);
         }
         if self.armed.is_some() && self.roles(node).contains(&Role::Candidate) {
             self.queue.after(0, Event::Candidate(node));
+        }
+    }
+
+    /// A leadership on this node under which nothing is committed yet, and what is committed there by then.
+    pub(crate) fn new_leadership(&self, node: usize) -> Option<(usize, ShardId, Index)> {
+        let here = self.multis().filter(|(of, _)| index(of.id) == node);
+        let rafts =
+            here.flat_map(|(_, multi)| multi.shards().filter_map(|shard| Some((shard, multi.raft(shard)?))));
+        let is_new = |raft: &Raft| raft.is_leader() && raft.term_at(raft.commit()) != Some(raft.term());
+        rafts.filter(|(_, raft)| is_new(raft)).map(|(shard, raft)| (node, shard, raft.commit())).next()
+    }
+
+    /// A new leader that was spared until it commits something has: what it commits first may be of an older term, and
+    /// its own entries may be nowhere else yet.
+    fn maybe_strike_first_commit(&mut self, node: usize) {
+        let Some((_, shard, before)) = self.spared.filter(|(of, ..)| *of == node) else { return };
+        let commits = |(of, multi): (&Node, &MultiRaft)| {
+            index(of.id) == node && multi.raft(shard).is_some_and(|raft| raft.commit() > before)
+        };
+        if self.multis().any(commits) {
+            self.spared = None;
+            self.queue.after(0, Event::NewLeader(node));
         }
     }
 
