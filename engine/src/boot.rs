@@ -52,6 +52,11 @@ impl StreamSet {
     }
 }
 
+/// A cluster's number as settings have it: in decimal if it fits there, else in hexadecimal.
+pub(crate) fn cluster_text(number: u128) -> String {
+    if i64::try_from(number).is_ok() { number.to_string() } else { format!("{number:#x}") }
+}
+
 /// What the shards of a new cluster are made from. Another one would found other shards, so it never changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Founding {
@@ -322,8 +327,9 @@ impl Boot {
     fn check(&self, record: &BootRecord) -> Result<(), String> {
         if record.cluster != self.identity.cluster {
             return Err(format!(
-                "this directory belongs to cluster {:x}, not {:x}: check `cluster` and `dir` in the configuration",
-                record.cluster, self.identity.cluster
+                "this directory belongs to cluster {}, not {}: check `cluster` and `dir` in the configuration",
+                cluster_text(record.cluster),
+                cluster_text(self.identity.cluster)
             ));
         }
         if record.node != self.identity.node {

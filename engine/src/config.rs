@@ -366,7 +366,7 @@ mod tests {
         config.election_timeout_min = Duration::from_millis(20);
         let error = config.validate().unwrap_err();
         assert_eq!(error.field, "election_timeout_min");
-        assert!(error.reason.contains("heartbeat_interval"), "{error}");
+        assert!(error.reason.starts_with("20ms must be above twice heartbeat_interval (30ms)"), "{error}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Both come from one table per section, so that no setting can be read without being explained, or the other way
 //! round. Bounds are checked where the engine checks them ([`Config::validate`]), under the same names.
 
+use crate::boot::cluster_text;
 use crate::{Config, Driver, LsmSettings, Member, NodeId, Store, WalSettings};
 use serde::de::{Deserialize, Deserializer, Error};
 use std::fmt::{self, Write};
@@ -363,10 +364,8 @@ fn parse_cluster(value: toml::Value) -> Result<u128, String> {
 }
 
 fn print_cluster(number: &u128) -> String {
-    match i64::try_from(*number) {
-        Ok(number) => number.to_string(),
-        Err(_) => format!("\"{number:#x}\""),
-    }
+    let text = cluster_text(*number);
+    if text.starts_with("0x") { format!("\"{text}\"") } else { text }
 }
 
 fn parse_driver(value: toml::Value) -> Result<Driver, String> {

@@ -15,7 +15,7 @@ pub enum OpenError {
     #[error("configuration: {0}")]
     Config(#[from] ConfigError),
     /// The data directory can't be made or used.
-    #[error("data directory {}: {source}", dir.display())]
+    #[error("data directory {}: {source}; `dir` must name a directory in which this process may write", dir.display())]
     Dir {
         /// The directory.
         dir: PathBuf,

@@ -72,9 +72,9 @@ impl DirectorySurvey {
 pub fn survey_directory(dir: &Path) -> Result<DirectorySurvey, OfflineError> {
     let _lock = lock(dir)?;
     let path = dir.join("node.floe");
-    let bytes = fs::read(&path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => OfflineError::NoNode { dir: dir.to_owned() },
-        _ => OfflineError::Io { path: path.clone(), source },
+    let bytes = fs::read(&path).map_err(|source| match is_missing(&source) {
+        true => OfflineError::NoNode { dir: dir.to_owned() },
+        false => OfflineError::Io { path: path.clone(), source },
     })?;
     let record = BootRecord::decode(&bytes).map_err(|reason| OfflineError::BootRecord { path, reason })?;
     let mut streams = Vec::new();
@@ -96,7 +96,7 @@ fn lock(dir: &Path) -> Result<Option<File>, OfflineError> {
     let path = dir.join("LOCK");
     let file = match File::open(&path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if is_missing(&error) => return Ok(None),
         Err(source) => return Err(OfflineError::Io { path, source }),
     };
     match file.try_lock_shared() {
@@ -108,6 +108,11 @@ fn lock(dir: &Path) -> Result<Option<File>, OfflineError> {
         }
         Err(TryLockError::Error(source)) => Err(OfflineError::Io { path, source }),
     }
+}
+
+/// Whether it was no directory of a node that was named, or none at all.
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 fn read_only(root: &Path, call: &DiskCall) -> DiskResult {

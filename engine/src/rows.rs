@@ -4,6 +4,7 @@ use clap::ValueEnum;
 use serde_json::Value;
 use std::borrow::Cow;
 use std::fmt::Write;
+use std::path::Path;
 
 /// How rows stand in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -12,6 +13,17 @@ pub enum Format {
     Tsv,
     /// One JSON object per line.
     Ndjson,
+}
+
+impl Format {
+    /// By a file's ending: `.tsv`, `.ndjson` or `.jsonl`.
+    pub fn of_file(file: &Path) -> Option<Self> {
+        match file.extension()?.to_str()? {
+            "tsv" => Some(Self::Tsv),
+            "ndjson" | "jsonl" => Some(Self::Ndjson),
+            _ => None,
+        }
+    }
 }
 
 /// Key and value, where they can be as they stand in the line.

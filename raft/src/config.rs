@@ -2,6 +2,7 @@
 
 use crate::types::Nanos;
 use std::fmt;
+use std::time::Duration;
 
 /// Settings of one replica. All replicas of a group may differ: safety never depends on equality.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +86,7 @@ impl Config {
     /// Names the first field that breaks its bound.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let fail = |field, reason: String| Err(ConfigError { field, reason });
+        let time = Duration::from_nanos;
         if self.heartbeat_interval_ns == 0 {
             return fail("heartbeat_interval_ns", "must be above 0".into());
         }
@@ -92,8 +94,9 @@ impl Config {
             return fail(
                 "election_timeout_min_ns",
                 format!(
-                    "{} must be above twice heartbeat_interval_ns ({}), or one lost heartbeat starts an election",
-                    self.election_timeout_min_ns, self.heartbeat_interval_ns
+                    "{:?} must be above twice heartbeat_interval_ns ({:?}), or one lost heartbeat starts an election",
+                    time(self.election_timeout_min_ns),
+                    time(self.heartbeat_interval_ns)
                 ),
             );
         }
@@ -101,8 +104,9 @@ impl Config {
             return fail(
                 "election_timeout_max_ns",
                 format!(
-                    "{} must be above election_timeout_min_ns ({}), or votes split for ever",
-                    self.election_timeout_max_ns, self.election_timeout_min_ns
+                    "{:?} must be above election_timeout_min_ns ({:?}), or votes split for ever",
+                    time(self.election_timeout_max_ns),
+                    time(self.election_timeout_min_ns)
                 ),
             );
         }
@@ -116,8 +120,9 @@ impl Config {
             return fail(
                 "lease_slack_ns",
                 format!(
-                    "{} must be below election_timeout_min_ns ({}), or no lease ever begins",
-                    self.lease_slack_ns, self.election_timeout_min_ns
+                    "{:?} must be below election_timeout_min_ns ({:?}), or no lease ever begins",
+                    time(self.lease_slack_ns),
+                    time(self.election_timeout_min_ns)
                 ),
             );
         }

@@ -4,6 +4,7 @@ use super::{
     HELLO_TIMEOUT, Hello, HelloIdentity, HelloKind, HelloReply, PeerStores, RefusalCode, hand_over,
     read_within,
 };
+use crate::boot::cluster_text;
 use crate::driver::sys;
 use crate::gateway::Gateway;
 use crate::mailbox::{Control, Mailbox};
@@ -181,7 +182,8 @@ impl Shared {
         let own = self.own.hello(hello.target_core, hello.core);
         let is_client = hello.kind == HelloKind::Client;
         if hello.cluster != own.cluster && !(is_client && hello.cluster == 0) {
-            let text = format!("{:032x} is not this cluster, {:032x}", hello.cluster, own.cluster);
+            let text =
+                format!("{} is not this cluster, {}", cluster_text(hello.cluster), cluster_text(own.cluster));
             return refuse(RefusalCode::WrongCluster, text);
         }
         if own.common_version(hello).is_none() {

@@ -4,6 +4,7 @@ use super::{
     HELLO_TIMEOUT, Hello, HelloIdentity, HelloReply, PeerStores, REPLY_LEN, RefusalCode, hand_over,
     read_within,
 };
+use crate::boot::cluster_text;
 use crate::mailbox::{Control, Mailbox};
 use floe_shard::NodeId;
 use std::collections::BTreeMap;
@@ -216,7 +217,7 @@ impl DialLoop {
             return wrong(format!("{} answers at this address", hello.node));
         }
         if hello.cluster != own.cluster {
-            return wrong(format!("{} belongs to cluster {:032x}", hello.node, hello.cluster));
+            return wrong(format!("{} belongs to cluster {}", hello.node, cluster_text(hello.cluster)));
         }
         if hello.core != own.target_core || hello.target_core != own.core {
             return wrong(format!("core {} answers core {}", hello.core, hello.target_core));

@@ -1,5 +1,6 @@
 //! The commands that talk to a cluster, as their users type them.
 
+use crate::documents::named_in_table;
 use crate::processes::{Process, floe, temp_dir};
 use floe_tests::ports::free_ports;
 use serde_json::Value;
@@ -80,6 +81,7 @@ fn who_makes_a_mistake_is_told_what_to_do() {
         (&[&["import", "--key", "1", "none.tsv"], &at_nobody[..]].concat(), &["can't open", "none.tsv"]),
         (&[&["import", "--key", "1", "rows.txt"], &at_nobody[..]].concat(), &["--format tsv"]),
         (&["wal", "verify", "nowhere"], &["no data directory of a node"]),
+        (&["wal", "verify", "/dev/null"], &["no data directory of a node"]),
     ] {
         let output = floe().env_remove("FLOE_ENDPOINTS").args(command).output().unwrap();
         assert!(!output.status.success(), "{command:?}: {output:?}");
@@ -101,6 +103,11 @@ fn an_export_of_an_import_is_the_file_again() {
     let backup = dir.path().join("backup.ndjson");
     let backup = backup.to_str().unwrap();
     says(&address, &["export", "--output", backup]);
+
+    let table = dir.path().join("backup.tsv");
+    says(&address, &["export", "--output", table.to_str().unwrap()]);
+    let table = std::fs::read_to_string(table).unwrap();
+    assert!(table.starts_with("000000\tx\\t000000\\tvälue 0\n"), "by the file's ending: {table:.60}");
 
     let other_dir = temp_dir();
     let (_other, other) = node(other_dir.path());
@@ -208,6 +215,9 @@ fn metrics_and_health_are_served_where_asked_for() {
         "floe_request_seconds{quantile=\"0.99\"}",
     ] {
         assert!(said.contains(line), "{line}: {said}");
+    }
+    for name in named_in_table("operating.md").filter(|name| name.starts_with("floe_")) {
+        assert!(said.contains(&format!("# TYPE {name} ")), "the guide names {name}: {said}");
     }
     let requests = said.lines().find_map(|line| line.strip_prefix("floe_requests ")).unwrap();
     assert!(requests.parse::<u64>().unwrap() >= 5, "{said}");

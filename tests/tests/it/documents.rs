@@ -1,6 +1,6 @@
 //! What is written for readers: links lead somewhere, and examples run and are shown as they are.
 
-use crate::processes::temp_dir;
+use crate::processes::{floe, temp_dir};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -43,6 +43,29 @@ fn anchor(heading: &str) -> String {
     let kept = heading.trim_start_matches('#').trim().chars();
     let kept = kept.filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
     kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
+}
+
+/// What a page of the guide has between backticks in the first columns of its tables.
+pub fn named_in_table(page: &str) -> impl Iterator<Item = String> {
+    let text = std::fs::read_to_string(workspace().join("docs/src").join(page)).unwrap();
+    let cells = text.lines().filter_map(|line| Some(line.strip_prefix("| ")?.split_once(" |")?.0.to_owned()));
+    let names: Vec<_> = cells
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    assert!(names.len() > 4, "{page}: {names:?}");
+    names.into_iter()
+}
+
+#[test]
+fn the_settings_that_the_guide_names_exist() {
+    let printed = floe().arg("config").output().unwrap();
+    let printed = String::from_utf8(printed.stdout).unwrap();
+    for name in named_in_table("tuning.md") {
+        let (section, key) = name.split_once('.').unwrap_or(("", &name));
+        let section_start =
+            if section.is_empty() { 0 } else { printed.find(&format!("\n[{section}]")).unwrap() };
+        assert!(printed[section_start..].contains(&format!("\n{key} = ")), "{name}: {printed}");
+    }
 }
 
 fn is_dead(page: &Path, link: &str) -> bool {

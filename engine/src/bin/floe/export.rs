@@ -29,9 +29,10 @@ pub struct ExportArgs {
     /// Where to [default: standard output].
     #[arg(long)]
     output: Option<PathBuf>,
-    /// How: key and value with \t, \n, \r, \\, \xNN for what would break lines, or {"key": ..., "value": ...}.
-    #[arg(long, default_value = "ndjson")]
-    format: Format,
+    /// How: key and value with \t, \n, \r, \\, \xNN for what would break lines, or {"key": ..., "value": ...}
+    /// [default: by the output's ending, or ndjson].
+    #[arg(long)]
+    format: Option<Format>,
     /// The values alone, as they are: the lines that `floe import` without --value has read.
     #[arg(long, conflicts_with = "format")]
     values: bool,
@@ -54,6 +55,8 @@ pub fn run(args: ExportArgs) -> Result<(), String> {
         Some(path) => Box::new(BufWriter::new(File::create(path).map_err(fail)?)),
         None => Box::new(BufWriter::new(std::io::stdout())),
     };
+    let by_ending = args.output.as_deref().and_then(Format::of_file);
+    let format = args.format.or(by_ending).unwrap_or(Format::Ndjson);
     let bytes = |text: Option<OsString>| text.unwrap_or_default().into_vec();
     let (mut start, end) = (bytes(args.start), bytes(args.end));
     let bar = ProgressBar::new_spinner();
@@ -67,7 +70,7 @@ pub fn run(args: ExportArgs) -> Result<(), String> {
             if args.values {
                 out.write_all(&value.value).and_then(|()| out.write_all(b"\n")).map_err(fail)?;
             } else {
-                out.write_all(line(args.format, key, &value.value).as_bytes()).map_err(fail)?;
+                out.write_all(line(format, key, &value.value).as_bytes()).map_err(fail)?;
             }
         }
         bar.inc(rows.len() as u64);

@@ -97,7 +97,9 @@ enum Fate {
 pub fn run(args: ImportArgs) -> Result<(), String> {
     let name = args.file.display();
     let shape = Shape {
-        format: args.format.map_or_else(|| format_of(&args.file), Ok)?,
+        format: args.format.or_else(|| Format::of_file(&args.file)).ok_or_else(|| {
+            format!("is {} TSV or NDJSON? Say --format tsv or --format ndjson", args.file.display())
+        })?,
         key: args.key.clone(),
         value: args.value.clone(),
         escaped: args.escaped,
@@ -132,14 +134,6 @@ pub fn run(args: ImportArgs) -> Result<(), String> {
     match import.mark.bad {
         0 => Ok(()),
         bad => Err(format!("{bad} lines of {name} were not imported: mend them and import them again")),
-    }
-}
-
-fn format_of(file: &Path) -> Result<Format, String> {
-    match file.extension().and_then(|ending| ending.to_str()) {
-        Some("tsv") => Ok(Format::Tsv),
-        Some("ndjson" | "jsonl") => Ok(Format::Ndjson),
-        _ => Err(format!("is {} TSV or NDJSON? Say --format tsv or --format ndjson", file.display())),
     }
 }
 

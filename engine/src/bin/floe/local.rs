@@ -54,7 +54,8 @@ enum Event {
 /// Runs it to its end.
 pub fn run(args: &LocalArgs) -> Result<(), String> {
     let signals = StopSignals::block().map_err(|error| format!("can't wait for signals: {error}"))?;
-    fs::create_dir_all(&args.dir).map_err(|error| format!("can't make {}: {error}", args.dir.display()))?;
+    fs::create_dir_all(&args.dir)
+        .map_err(|error| format!("can't make {}: {error}; choose another --dir", args.dir.display()))?;
     let dir = fs::canonicalize(&args.dir).map_err(|error| format!("{}: {error}", args.dir.display()))?;
     let files: Vec<_> = (1..=args.nodes).map(|node| config_of(args, &dir, node)).collect::<Result<_, _>>()?;
     crate::print(&greeting(&files)?)?;
@@ -175,8 +176,8 @@ fn end_of(child: &mut Child, log: &Path) -> String {
             let log_text = fs::read(log).unwrap_or_default();
             let log_text = String::from_utf8_lossy(&log_text);
             let last = log_text.lines().rfind(|line| line.starts_with("floe: ")).unwrap_or_default();
-            let reason = if status.code().is_some() { last } else { "" };
-            format!("{status} {reason}; its log: {}", log.display())
+            let reason = if status.code().is_some() { format!(", {last}") } else { String::new() };
+            format!("{status}{reason}; its log: {}", log.display())
         }
         Err(error) => error.to_string(),
     }

@@ -90,14 +90,20 @@ impl Picture {
     }
 
     fn verdict(&self) -> Result<(), String> {
-        let down = self.nodes.iter().filter(|node| node.status.is_err()).count();
+        let down = self.nodes.iter().filter(|node| node.status.is_err());
+        let down: Vec<_> = down.map(|node| node.id.to_string()).collect();
         let without = self.shards.iter().filter(|shard| shard.leader == 0).count();
-        match (down, without) {
-            (0, 0) => Ok(()),
-            (down, without) => {
-                Err(format!("{down} nodes don't answer, {without} shards have no leader that does"))
-            }
+        let mut wrong = Vec::new();
+        if !down.is_empty() {
+            wrong.push(format!("no answer from node {}: is `floe node` running there?", down.join(", ")));
         }
+        if without > 0 {
+            wrong.push(format!(
+                "shards without a leader that answers: {without}. An election takes less than a second, and most of a \
+                 shard's replicas"
+            ));
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n      ")) }
     }
 
     fn text(&self, all: bool) -> String {
@@ -240,5 +246,25 @@ fn uptime(seconds: u64) -> String {
         120..7200 => format!("{} min", seconds / 60),
         7200..172_800 => format!("{} h", seconds / 3600),
         _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verdict_names_what_is_wrong_and_nothing_else() {
+        let node = |id, status| Node { id, address: String::new(), status };
+        let down = || Err("connecting: refused".into());
+        let shard = |leader| Shard { id: 1, leader, term: 1, commit: 1, replicas: Vec::new() };
+        let nodes = vec![node(1, Ok(NodeStatus::default())), node(2, down()), node(4, down())];
+        let mut picture = Picture { nodes, shards: vec![shard(0), shard(1)] };
+        let said = picture.verdict().unwrap_err();
+        assert!(said.contains("no answer from node 2, 4: is") && said.contains("that answers: 1."), "{said}");
+        picture.nodes.truncate(1);
+        assert!(!picture.verdict().unwrap_err().contains("no answer"));
+        picture.shards.remove(0);
+        assert_eq!(picture.verdict(), Ok(()));
     }
 }
