@@ -7,12 +7,11 @@ use crate::caller::{Book, Job, Site};
 use crate::error::BenchError;
 use crate::floor;
 use crate::home::Home;
-use crate::machine::{self, Machine};
 use crate::members::{Members, Places};
 use crate::options::{ClusterOptions, Mode, Workload};
 use crate::phase::{self, Outcome, Plan};
 use crate::progress::Progress;
-use crate::report::{Check, PhaseReport, Report, micros, whole, write_json};
+use crate::report::{Check, Head, PhaseReport, Report, micros, whole, write_json};
 use crate::soak::{SAMPLES_MIN, Sample, Sampler, Soak};
 use crate::tally::Tally;
 use std::path::Path;
@@ -32,7 +31,7 @@ pub fn run(options: &ClusterOptions) -> Result<bool, BenchError> {
     if let Some(every) = options.soak.filter(|every| options.seconds / every < SAMPLES_MIN as f64) {
         return Err(BenchError::TooFewSamples { every, seconds: options.seconds, least: SAMPLES_MIN });
     }
-    let home = Home::new(options.dir.as_deref(), options.keep)?;
+    let home = Home::new(options.output.dir.as_deref(), options.keep)?;
     let mut report = new_report(options, home.path())?;
     let mut bench = Bench::open(options, home.path())?;
     report.leaders_per_node = bench.members.spread();
@@ -42,15 +41,14 @@ pub fn run(options: &ClusterOptions) -> Result<bool, BenchError> {
     }
     report.after_reopen = Some(bench.reopen()?);
     println!("\n{}", report.table());
-    if let Some(path) = &options.json {
-        write_json(&report, path)?;
-    }
+    write_json(&report, options.output.json.as_deref())?;
     home.close(options.keep || !report.is_sound());
     Ok(report.is_sound())
 }
 
 fn new_report(options: &ClusterOptions, dir: &Path) -> Result<Report, BenchError> {
-    let machine = Machine::this(dir);
+    let head = Head::new("cluster", dir);
+    let machine = &head.machine;
     let disk = &machine.disk;
     eprintln!("{:>14}  {}, {} cores, Linux {}", "machine", machine.cpu, machine.cores, machine.kernel);
     eprintln!("{:>14}  {} on {} ({})", "data", dir.display(), disk.device, disk.file_system);
@@ -66,16 +64,7 @@ fn new_report(options: &ClusterOptions, dir: &Path) -> Result<Report, BenchError
         floor.writers,
         micros(loopback_us)
     );
-    Ok(Report {
-        benchmark: "cluster",
-        machine,
-        commit: machine::commit(),
-        command: std::env::args().collect::<Vec<_>>().join(" "),
-        floor,
-        leaders_per_node: Vec::new(),
-        phases: Vec::new(),
-        after_reopen: None,
-    })
+    Ok(Report { head, floor, leaders_per_node: Vec::new(), phases: Vec::new(), after_reopen: None })
 }
 
 /// The running benchmark.

@@ -8,10 +8,9 @@
 use crate::cluster::open_members;
 use crate::error::BenchError;
 use crate::home::Home;
-use crate::machine::{self, Machine};
 use crate::members::{Members, Places, Stir};
 use crate::options::{ClusterOptions, IdleOptions};
-use crate::report::whole;
+use crate::report::{Head, whole, write_json};
 use crate::usage;
 use serde::Serialize;
 use std::path::Path;
@@ -44,10 +43,8 @@ struct Figures {
 
 #[derive(Serialize)]
 struct Report {
-    benchmark: &'static str,
-    machine: Machine,
-    commit: String,
-    command: String,
+    #[serde(flatten)]
+    head: Head,
     nodes: u8,
     figures: Vec<Figures>,
 }
@@ -60,7 +57,7 @@ pub fn run(options: &IdleOptions) -> Result<bool, BenchError> {
     let mut figures: Vec<Figures> = Vec::new();
     for shards in shards {
         cluster.shards = shards;
-        let home = Home::new(options.dir.as_deref(), false)?;
+        let home = Home::new(options.output.dir.as_deref(), false)?;
         let places = Places::choose(home.path(), cluster.nodes)?;
         let (members, _) = open_members(&places, &cluster, "opening")?;
         await_quiet(&members);
@@ -72,18 +69,8 @@ pub fn run(options: &IdleOptions) -> Result<bool, BenchError> {
         figures.push(one);
     }
     let is_sound = figures.iter().all(|one| one.elections == 0);
-    if let Some(path) = &options.json {
-        let report = Report {
-            benchmark: "idle",
-            machine: Machine::this(options.dir.as_deref().unwrap_or(Path::new("."))),
-            commit: machine::commit(),
-            command: std::env::args().collect::<Vec<_>>().join(" "),
-            nodes: cluster.nodes,
-            figures,
-        };
-        let json = serde_json::to_string_pretty(&report).expect("plain data");
-        std::fs::write(path, json + "\n").map_err(BenchError::file(path))?;
-    }
+    let head = Head::new("idle", options.output.dir.as_deref().unwrap_or(Path::new(".")));
+    write_json(&Report { head, nodes: cluster.nodes, figures }, options.output.json.as_deref())?;
     Ok(is_sound)
 }
 

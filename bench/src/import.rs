@@ -5,11 +5,10 @@
 
 use crate::error::BenchError;
 use crate::home::Home;
-use crate::machine::{self, Machine};
 use crate::options::{ImportOptions, Store};
 use crate::processes::{Floe, Nodes};
 use crate::progress::Progress;
-use crate::report::{whole, write_json};
+use crate::report::{Head, whole, write_json};
 use crate::rows::{Comparison, Rows};
 use crate::usage;
 use serde::Serialize;
@@ -28,10 +27,8 @@ const POLL: Duration = Duration::from_millis(10);
 /// A run.
 #[derive(Serialize)]
 struct Report {
-    benchmark: &'static str,
-    machine: Machine,
-    commit: String,
-    command: String,
+    #[serde(flatten)]
+    head: Head,
     /// Processes on this machine; each shard has a replica on each.
     nodes: usize,
     shards: u32,
@@ -58,16 +55,14 @@ struct Report {
 /// Runs it. False if a row is lost or wrong.
 pub fn run(options: &ImportOptions) -> Result<bool, BenchError> {
     let floe = Floe::find(options.floe.as_deref())?;
-    let home = Home::new(options.dir.as_deref(), false)?;
+    let home = Home::new(options.output.dir.as_deref(), false)?;
     let rows = Rows::new(options.seed, options.rows);
     let file = home.path().join("rows.tsv");
     let out = File::create(&file).map_err(BenchError::file(&file))?;
     let bytes = rows.write(&mut BufWriter::new(out)).map_err(BenchError::file(&file))?;
     let report = measure(options, &floe, home.path(), &rows, bytes)?;
     print(&report);
-    if let Some(path) = &options.json {
-        write_json(&report, path)?;
-    }
+    write_json(&report, options.output.json.as_deref())?;
     let Comparison { lost, wrong, .. } = report.found;
     let is_sound = lost == 0 && wrong == 0;
     home.close(!is_sound);
@@ -102,10 +97,7 @@ fn measure(
     let found = rows.compare(&mut BufReader::new(file)).map_err(BenchError::file(&exported))?;
     let import_seconds = imported.as_secs_f64();
     Ok(Report {
-        benchmark: "import",
-        machine: Machine::this(dir),
-        commit: machine::commit(),
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        head: Head::new("import", dir),
         nodes: NODES,
         shards: options.shards,
         store: options.store,

@@ -11,9 +11,9 @@
 //! and begins a flush as soon as the last one is done, which another thread carries out; the store's own compacts.
 
 use crate::error::BenchError;
-use crate::machine::{self, Machine};
+use crate::home::Home;
 use crate::options::LsmOptions;
-use crate::report::{Latency, latency, micros, write_json};
+use crate::report::{Head, Latency, latency, micros, write_json};
 use crate::usage;
 use arc_swap::ArcSwap;
 use floe::store::{LsmStore, Stores};
@@ -43,10 +43,8 @@ const ARITHMETIC_STEPS: u32 = 800;
 /// A run.
 #[derive(Serialize)]
 struct Report {
-    benchmark: &'static str,
-    machine: Machine,
-    commit: String,
-    command: String,
+    #[serde(flatten)]
+    head: Head,
     keys: u32,
     payload: u32,
     flush_rows: u32,
@@ -107,9 +105,7 @@ impl Tables {
 
 /// Runs it. False if a key that was written isn't found.
 pub fn run(options: &LsmOptions) -> Result<bool, BenchError> {
-    let base = options.dir.as_deref().unwrap_or(Path::new("."));
-    let home =
-        tempfile::Builder::new().prefix("floe-lsm-").tempdir_in(base).map_err(BenchError::file(base))?;
+    let home = Home::new(options.output.dir.as_deref(), false)?;
     let tree = Config::new(home.path(), SequenceNumberCounter::default(), SequenceNumberCounter::default())
         .use_cache(Arc::new(Cache::with_capacity_bytes(CACHE_BYTES)))
         .use_descriptor_table(Some(Arc::new(DescriptorTable::new(FILES_MAX))))
@@ -129,10 +125,7 @@ pub fn run(options: &LsmOptions) -> Result<bool, BenchError> {
     let (flushes, flushing) = (flushes?, flushing?);
     let store = apply_for(time, &home.path().join("node"), options)?;
     let report = Report {
-        benchmark: "lsm",
-        machine: Machine::this(home.path()),
-        commit: machine::commit(),
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        head: Head::new("lsm", home.path()),
         keys: options.keys,
         payload: options.payload,
         flush_rows: options.flush_rows,
@@ -149,9 +142,9 @@ pub fn run(options: &LsmOptions) -> Result<bool, BenchError> {
         put_off: store.put_off,
     };
     print(&report);
-    if let Some(path) = &options.json {
-        write_json(&report, path)?;
-    }
+    write_json(&report, options.output.json.as_deref())?;
+    drop((tables, tree));
+    home.close(!found_all);
     Ok(found_all)
 }
 

@@ -54,6 +54,17 @@ pub enum Benchmark {
     Idle(IdleOptions),
 }
 
+/// Where figures and data go.
+#[derive(Args, Clone, Debug)]
+pub struct Output {
+    /// Write the figures to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Directory for the data [default: a new one in ./target, or in . if there is none]
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+}
+
 /// What `import` runs with.
 #[derive(Args, Clone, Debug)]
 pub struct ImportOptions {
@@ -75,12 +86,8 @@ pub struct ImportOptions {
     /// The command [default: the one beside this program]
     #[arg(long)]
     pub floe: Option<PathBuf>,
-    /// Write the figures to this file
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Directory for the data [default: a new one in ./target, or in . if there is none]
-    #[arg(long)]
-    pub dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// What `idle` runs with.
@@ -92,12 +99,8 @@ pub struct IdleOptions {
     /// Measured time of each
     #[arg(long, default_value = "10", value_parser = positive)]
     pub seconds: f64,
-    /// Write the figures to this file
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Directory for the nodes' data [default: a new one in ./target, or in . if there is none]
-    #[arg(long)]
-    pub dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// What `lsm` runs with.
@@ -115,12 +118,8 @@ pub struct LsmOptions {
     /// Length of each of the two parts
     #[arg(long, default_value = "10", value_parser = positive)]
     pub seconds: f64,
-    /// Write the figures to this file
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Directory for the data [default: .]
-    #[arg(long)]
-    pub dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// What `raft` runs with.
@@ -207,12 +206,8 @@ pub struct ClusterOptions {
     /// Bind each core's thread to a processor
     #[arg(long)]
     pub pin_cores: bool,
-    /// Write the figures to this file
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Directory for the nodes' data [default: a new one in ./target, or in . if there is none]
-    #[arg(long)]
-    pub dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
     /// Leave the data behind; done in any case if something was lost or wrong
     #[arg(long)]
     pub keep: bool,

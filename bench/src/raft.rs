@@ -4,9 +4,8 @@
 //! The figure is entries per second of *processor time*, so that it means the same on a busy machine.
 
 use crate::error::BenchError;
-use crate::machine::{self, Machine};
 use crate::options::RaftOptions;
-use crate::report::write_json;
+use crate::report::{Head, write_json};
 use crate::usage;
 use bytes::Bytes;
 use serde::Serialize;
@@ -23,9 +22,8 @@ const BATCHES: u64 = 500;
 /// A run.
 #[derive(Serialize)]
 struct Report {
-    benchmark: &'static str,
-    machine: Machine,
-    commit: String,
+    #[serde(flatten)]
+    head: Head,
     batch: u32,
     payload: u32,
     /// Entries applied on all replicas per second of processor time, one figure per run, in order.
@@ -50,12 +48,9 @@ pub fn run(options: &RaftOptions) -> Result<bool, BenchError> {
     let mut sorted = rates.clone();
     sorted.sort_by(f64::total_cmp);
     println!("median {:.2} million, batches of {batch} of {payload} B", sorted[sorted.len() / 2] / 1e6);
-    if let Some(path) = &options.json {
-        let (machine, commit) = (Machine::this(Path::new(".")), machine::commit());
-        let entries_per_cpu_second = rates;
-        let report = Report { benchmark: "raft", machine, commit, batch, payload, entries_per_cpu_second };
-        write_json(&report, path)?;
-    }
+    let head = Head::new("raft", Path::new("."));
+    let report = Report { head, batch, payload, entries_per_cpu_second: rates };
+    write_json(&report, options.json.as_deref())?;
     Ok(true)
 }
 

@@ -2,7 +2,7 @@
 
 use crate::error::BenchError;
 use crate::floor::Floor;
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::members::WalCounters;
 use crate::options::{ClusterOptions, Driver, Mode, Route, Store, Workload};
 use crate::phase::Outcome;
@@ -15,17 +15,33 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
-/// A run of the cluster benchmark.
+/// Of what the figures are: the head of every report.
 #[derive(Serialize)]
-pub struct Report {
+pub struct Head {
     /// Which benchmark.
-    pub benchmark: &'static str,
+    benchmark: &'static str,
     /// On which machine.
     pub machine: Machine,
     /// Of which source.
-    pub commit: String,
+    commit: String,
     /// Called how.
-    pub command: String,
+    command: String,
+}
+
+impl Head {
+    /// Of this process, whose data lies in `dir`.
+    pub fn new(benchmark: &'static str, dir: &Path) -> Self {
+        let command = std::env::args().collect::<Vec<_>>().join(" ");
+        Self { benchmark, machine: Machine::this(dir), commit: machine::commit(), command }
+    }
+}
+
+/// A run of the cluster benchmark.
+#[derive(Serialize)]
+pub struct Report {
+    /// Of what the figures are.
+    #[serde(flatten)]
+    pub head: Head,
     /// What disk and loopback cost by themselves, in the same run.
     pub floor: Floor,
     /// How many shards each node led at the start.
@@ -263,8 +279,9 @@ impl Report {
     }
 }
 
-/// Writes a report as JSON.
-pub fn write_json(report: &impl Serialize, path: &Path) -> Result<(), BenchError> {
+/// Writes a report as JSON, if a file is named.
+pub fn write_json(report: &impl Serialize, path: Option<&Path>) -> Result<(), BenchError> {
+    let Some(path) = path else { return Ok(()) };
     let mut text = serde_json::to_string_pretty(report).expect("numbers and strings always serialize");
     text.push('\n');
     std::fs::write(path, text).map_err(BenchError::file(path))
