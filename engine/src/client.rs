@@ -480,10 +480,7 @@ fn decide_write(answer: Answer) -> Result<WriteOutcome, WriteError> {
     match answer {
         Answer::Written { version } => Ok(WriteOutcome::Written { version }),
         Answer::ConditionFailed { condition } => Ok(WriteOutcome::ConditionFailed { condition }),
-        Answer::Refused(refusal) => Err(WriteError::from_refusal(refusal)),
-        Answer::Unknown(reason) => Err(WriteError::OutcomeUnknown(reason)),
-        // Checked where a peer's answer comes in; a caller's thread is the last place to stop at one.
-        _ => Err(WriteError::OutcomeUnknown(UnknownReason::BadAnswer)),
+        other => Err(failure(other, WriteError::from_refusal, WriteError::OutcomeUnknown)),
     }
 }
 
@@ -498,33 +495,37 @@ fn decide_unconditional(answer: Answer) -> Result<u64, WriteError> {
 fn decide_transfer(answer: Answer) -> Result<(), TransferError> {
     match answer {
         Answer::Done => Ok(()),
-        Answer::Refused(refusal) => Err(TransferError::from_refusal(refusal)),
-        Answer::Unknown(reason) => Err(TransferError::OutcomeUnknown(reason)),
-        _ => Err(TransferError::OutcomeUnknown(UnknownReason::BadAnswer)),
+        other => Err(failure(other, TransferError::from_refusal, TransferError::OutcomeUnknown)),
     }
 }
 
 fn decide_change(answer: Answer) -> Result<(), WriteError> {
     match answer {
         Answer::Done => Ok(()),
-        Answer::Refused(refusal) => Err(WriteError::from_refusal(refusal)),
-        Answer::Unknown(reason) => Err(WriteError::OutcomeUnknown(reason)),
-        _ => Err(WriteError::OutcomeUnknown(UnknownReason::BadAnswer)),
+        other => Err(failure(other, WriteError::from_refusal, WriteError::OutcomeUnknown)),
     }
 }
 
 fn decide_get(answer: Answer) -> Result<Option<Versioned>, ReadError> {
     match answer {
         Answer::Value(value) => Ok(value),
-        Answer::Refused(refusal) => Err(ReadError::from_refusal(refusal)),
-        Answer::Unknown(reason) => Err(ReadError::from_unknown(reason)),
-        _ => Err(no_answer()),
+        other => Err(read_failure(other)),
     }
 }
 
-/// For a read whose answer is none.
-pub(crate) fn no_answer() -> ReadError {
-    ReadError::Unavailable("the answer doesn't fit the request".into())
+/// Why a read has no result.
+pub(crate) fn read_failure(answer: Answer) -> ReadError {
+    failure(answer, ReadError::from_refusal, ReadError::from_unknown)
+}
+
+/// The error that an answer is which isn't what was asked for.
+fn failure<E>(answer: Answer, refused: fn(Refusal) -> E, unknown: fn(UnknownReason) -> E) -> E {
+    match answer {
+        Answer::Refused(refusal) => refused(refusal),
+        Answer::Unknown(reason) => unknown(reason),
+        // Checked where a peer's answer comes in; a caller's thread is the last place to stop at one.
+        _ => unknown(UnknownReason::BadAnswer),
+    }
 }
 
 #[cfg(test)]
@@ -573,7 +574,11 @@ mod tests {
         }
         assert_eq!(decide_unconditional(Answer::ConditionFailed { condition: 0 }), Err(unknown.clone()));
         for answer in [rows(), Answer::Written { version: 1 }, Answer::Done] {
-            assert_eq!(decide_get(answer.clone()), Err(no_answer()), "{answer:?}");
+            assert_eq!(
+                decide_get(answer.clone()),
+                Err(ReadError::from_unknown(UnknownReason::BadAnswer)),
+                "{answer:?}"
+            );
         }
         let (shard, to) = (decide_change(Answer::Value(None)), decide_transfer(Answer::Value(None)));
         let bad = UnknownReason::BadAnswer;

@@ -3,7 +3,7 @@
 //! All pages of one shard are read from the state that its first page was read from; whoever read that holds it
 //! (`held_views.rs`) and names it in its answer.
 
-use crate::client::{Backend, Client, no_answer};
+use crate::client::{Backend, Client, read_failure};
 use crate::clock;
 use crate::error::ReadError;
 use crate::mailbox::Wait;
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use floe_raft::Nanos;
 use floe_shard::ViewId;
 use floe_shard::descriptor::{Descriptor, KeyRange};
-use floe_shard::request::{Answer, Query, Refusal, Request, Rest, Row};
+use floe_shard::request::{Answer, Query, Refusal, Request, Rest, Row, UnknownReason};
 use std::task::Poll;
 
 /// Bytes of rows that one core answers at once in a scan.
@@ -175,12 +175,10 @@ impl Pages {
     fn take(&mut self, answer: Answer) -> Result<Vec<Row>, ReadError> {
         let (rows, rest) = match answer {
             Answer::Rows { rows, rest } => (rows, rest),
-            Answer::Refused(refusal) => {
-                self.view.take_if(|_| refusal == Refusal::ViewGone);
-                return Err(ReadError::from_refusal(refusal));
+            other => {
+                self.view.take_if(|_| matches!(other, Answer::Refused(Refusal::ViewGone)));
+                return Err(read_failure(other));
             }
-            Answer::Unknown(reason) => return Err(ReadError::from_unknown(reason)),
-            _ => return Err(no_answer()),
         };
         let last = rows.last().map(|row| &row.key);
         if rest == Rest::Nothing {
@@ -194,7 +192,7 @@ impl Pages {
                 self.start = range.end.clone();
             }
         } else {
-            let last = last.ok_or_else(no_answer)?;
+            let last = last.ok_or_else(|| ReadError::from_unknown(UnknownReason::BadAnswer))?;
             if self.reverse {
                 self.end = last.clone()
             } else {
@@ -440,7 +438,11 @@ mod tests {
         for answer in [no_rows, Answer::Value(None), Answer::Written { version: 1 }, Answer::Done] {
             let mut pages = client(1).0.pages(ScanOptions::default());
             assert!(matches!(pages.ask(), Some(Ok(Page::Asked(_)))));
-            assert_eq!(pages.take(answer.clone()), Err(no_answer()), "{answer:?}");
+            assert_eq!(
+                pages.take(answer.clone()),
+                Err(ReadError::from_unknown(UnknownReason::BadAnswer)),
+                "{answer:?}"
+            );
         }
     }
 }

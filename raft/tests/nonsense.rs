@@ -2,14 +2,12 @@
 //! committed here never changes. Fields are drawn near the real values, where checks are off by one, and
 //! sometimes from the ends of their types, where arithmetic overflows.
 
-mod random;
-
 use bytes::Bytes;
+use floe_checker::random::Random;
 use floe_raft::{
     Body, Config, ENTRY_BYTES_MAX, Entry, EntryKind, FollowerStamp, HardState, Index, LeaderStamp, Mark,
     Membership, Message, Nonsense, Raft, Ready, ReplicaId, Restored, RoleKind, Term, WriteId,
 };
-use random::Random;
 use std::collections::BTreeMap;
 
 const MS: u64 = 1_000_000;
@@ -182,9 +180,12 @@ impl Victim {
     }
 
     fn body(&self, random: &mut Random) -> Body {
-        let stamp = LeaderStamp { sent_at_ns: random.next(), echo: random.next() };
-        let answer =
-            FollowerStamp { echo_ns: random.next(), promise_ns: random.next(), stamp: random.next() };
+        let stamp = LeaderStamp { sent_at_ns: random.next_u64(), echo: random.next_u64() };
+        let answer = FollowerStamp {
+            echo_ns: random.next_u64(),
+            promise_ns: random.next_u64(),
+            stamp: random.next_u64(),
+        };
         let granted = !random.one_in(3);
         let read_round = near(random, &[0, 3]);
         let context = random.below(4);
@@ -245,7 +246,7 @@ impl Victim {
 
 fn torment(make: fn() -> Victim) {
     for seed in 0..600 {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let mut victim = make();
         for _ in 0..60 {
             victim.nonsense(&mut random);

@@ -2,13 +2,12 @@
 //! they behave again, the group elects a leader and commits.
 
 mod cluster;
-mod random;
 
 use bytes::Bytes;
 use cluster::{Cluster, replica};
+use floe_checker::random::Random;
 use floe_raft::quorum::{VoteResult, committed_index, committed_index_joint, vote_result, vote_result_joint};
 use floe_raft::{Change, Config, EntryKind, FeedState, Membership, MembershipChange, ReplicaId};
-use random::Random;
 
 const MS: u64 = 1_000_000;
 
@@ -42,7 +41,7 @@ struct Stats {
 impl Run {
     /// `spares` of the `size` replicas are no members at first; memberships change if there are any, or with 0.
     fn new(seed: u64, size: usize, spares: Option<usize>) -> Self {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let config = Config {
             append_bytes_max: [1, 200, 1 << 20][random.index(3)],
             inflight_messages_max: [1, 3, 64][random.index(3)],
@@ -130,7 +129,8 @@ impl Run {
     fn propose(&mut self) {
         let node = self.any_node();
         for _ in 0..=self.random.index(4) {
-            let data = Bytes::copy_from_slice(&self.random.next().to_le_bytes()[..1 + self.random.index(8)]);
+            let data =
+                Bytes::copy_from_slice(&self.random.next_u64().to_le_bytes()[..1 + self.random.index(8)]);
             let done = self.cluster.with(node, |raft, now| raft.propose(now, EntryKind::Command, 0, data));
             if done.is_some_and(|result| result.is_err()) {
                 return;
@@ -436,7 +436,7 @@ fn planted_bugs_are_found() {
 
 #[test]
 fn the_committed_index_is_the_highest_that_a_majority_holds() {
-    let mut random = Random(1);
+    let mut random = Random::new(1);
     for _ in 0..3000 {
         let count = 1 + random.index(11);
         let voters: Vec<ReplicaId> = (1..=count).map(replica).collect();
@@ -469,7 +469,7 @@ fn a_vote_is_won_or_lost_as_soon_as_nothing_can_change_it() {
 
 #[test]
 fn a_joint_decision_needs_a_majority_of_each_half() {
-    let mut random = Random(2);
+    let mut random = Random::new(2);
     for _ in 0..3000 {
         let mut half = || -> Vec<ReplicaId> { (1..=6).filter(|_| random.one_in(2)).map(replica).collect() };
         let membership = Membership { voters: half(), voters_outgoing: half(), ..Membership::default() };

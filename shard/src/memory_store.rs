@@ -78,13 +78,7 @@ impl MemoryStore {
 
     fn delete_range(&mut self, start: &[u8], end: &[u8], range: &KeyRange) {
         let Some((low, high)) = clip(start, end, range) else { return };
-        let mut gone = Vec::new();
-        self.rows.visit(&low, high.as_ref(), false, &mut |key, _| {
-            gone.push(key.clone());
-            true
-        });
-        for key in gone {
-            let old = self.rows.remove(&key).expect("it was just seen");
+        for (key, old) in self.rows.remove_range(&low, high.as_ref()) {
             self.forget(key.len(), &old);
         }
     }

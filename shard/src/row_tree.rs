@@ -136,6 +136,17 @@ impl<S: Clone> RowTree<S> {
         Some(old)
     }
 
+    /// The rows of `low..high` (`None` = to the end), which it removes. O(removed rows * log n).
+    pub fn remove_range(&mut self, low: &StoredKey, high: Option<&StoredKey>) -> Vec<(StoredKey, S)> {
+        let mut keys = Vec::new();
+        self.visit(low, high, false, &mut |key, _| {
+            keys.push(key.clone());
+            true
+        });
+        let remove = |key: StoredKey| self.remove(&key).map(|slot| (key, slot)).expect("it was just seen");
+        keys.into_iter().map(remove).collect()
+    }
+
     /// Shows the rows of `low..high` (`None` = to the end) in order, or in reverse, until `see` says false.
     pub fn visit<'a>(
         &'a self,
@@ -336,6 +347,7 @@ fn visit<'a, S: Clone>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use floe_checker::random::Random;
     use std::collections::BTreeMap;
 
     fn key(number: u64) -> StoredKey {
@@ -364,22 +376,16 @@ mod tests {
         range.map(|(number, version)| (key(*number).to_bytes(), *version)).collect()
     }
 
-    /// A small generator: the tree's shape depends on nothing else.
-    fn next(state: &mut u64) -> u64 {
-        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        *state >> 33
-    }
-
     #[test]
     fn it_does_what_an_ordered_map_does_and_snapshots_stay_as_they_were() {
-        let mut random = 7;
+        let mut random = Random::new(7);
         let (mut tree, mut model) = (RowTree::<Slot>::default(), BTreeMap::new());
         let mut snapshots = Vec::new();
         for version in 0..40_000 {
             // It grows to a few thousand rows, shrinks to few, and grows again.
             let removes = if version / 10_000 % 2 == 0 { 1 } else { 9 };
-            let number = next(&mut random) % 4_000;
-            if next(&mut random) % 10 < removes {
+            let number = random.below(4_000);
+            if random.below(10) < removes {
                 let old = tree.remove(&key(number)).map(|slot| slot.version);
                 assert_eq!(old, model.remove(&number));
             } else {
@@ -388,12 +394,21 @@ mod tests {
             }
             assert_eq!(tree.len(), model.len());
             if version % 97 == 0 {
-                let (low, high) = (next(&mut random) % 4_000, next(&mut random) % 5_000);
+                let (low, high) = (random.below(4_000), random.below(5_000));
                 let high = (high < 4_000).then_some(high);
                 let mut expected = model_rows(&model, low, high);
                 assert_eq!(rows(&tree, low, high, false), expected);
                 expected.reverse();
                 assert_eq!(rows(&tree, low, high, true), expected);
+            }
+            if version % 499 == 0 {
+                let low = random.below(4_000);
+                let high = low + random.below(60);
+                let removed = tree.remove_range(&key(low), Some(&key(high)));
+                let removed: Vec<_> =
+                    removed.iter().map(|(key, slot)| (key.to_bytes(), slot.version)).collect();
+                assert_eq!(removed, model_rows(&model, low, Some(high)));
+                model.retain(|number, _| !(low..high).contains(number));
             }
             if version % 2_000 == 0 {
                 snapshots.push((tree.clone(), model.clone()));
@@ -411,13 +426,13 @@ mod tests {
 
     #[test]
     fn many_rows_at_once_are_as_many_rows_one_by_one() {
-        let mut random = 11;
+        let mut random = Random::new(11);
         let (mut tree, mut model) = (RowTree::<Slot>::default(), BTreeMap::new());
         let mut snapshot = (tree.clone(), model.clone());
         for version in 0..600 {
-            let (from, spread) = (next(&mut random) % 4_000, [8, 300, 4_000][version as usize % 3]);
-            let count = next(&mut random) % 120;
-            let mut numbers: Vec<_> = (0..count).map(|_| from + next(&mut random) % spread).collect();
+            let (from, spread) = (random.below(4_000), [8, 300, 4_000][version as usize % 3]);
+            let count = random.below(120);
+            let mut numbers: Vec<_> = (0..count).map(|_| from + random.below(spread)).collect();
             if version % 2 == 0 {
                 numbers.sort_unstable();
             }
@@ -452,9 +467,9 @@ mod tests {
                 }
             }
         }
-        let (mut random, mut tree) = (5, RowTree::default());
+        let (mut random, mut tree) = (Random::new(5), RowTree::default());
         for number in 0..20_000 {
-            tree.insert(key(next(&mut random) % 90_000), slot(number));
+            tree.insert(key(random.below(90_000)), slot(number));
             let _snapshot = (number % 7 == 0).then(|| tree.clone());
         }
         assert!(roomiest(root(&tree)) <= LEAF_MAX + 1, "{}", roomiest(root(&tree)));

@@ -59,13 +59,7 @@ impl Memtable {
 
     /// Everything from `low` to `high` is deleted, here and below. O(rows in it).
     pub(super) fn delete_range(&mut self, low: StoredKey, high: Option<StoredKey>) {
-        let mut gone = Vec::new();
-        self.rows.visit(&low, high.as_ref(), false, &mut |key, _| {
-            gone.push(key.clone());
-            true
-        });
-        for key in gone {
-            let old = self.rows.remove(&key).expect("it was just seen");
+        for (key, old) in self.rows.remove_range(&low, high.as_ref()) {
             self.bytes -= row_bytes(key.len(), &old);
         }
         self.add_range(low, high);

@@ -4,6 +4,7 @@
 use super::*;
 use crate::config::LsmSettings;
 use bytes::Bytes;
+use floe_checker::random::Random;
 use floe_raft::Mark;
 use floe_shard::{
     COMMAND_HEAD_BYTES, CommandResult, DumpHead, JobDone, KeyRange, MemoryStore, NodeId, Query, QueryResult,
@@ -81,12 +82,12 @@ fn all_rows(view: &dyn View) -> Vec<Row> {
     rows(view.read(&scan("", "", 0, false), &KeyRange::all()).unwrap())
 }
 
-struct Random(u64);
+/// Draws what clients ask for.
+struct Asker(Random);
 
-impl Random {
+impl Asker {
     fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
+        self.0.below(bound)
     }
 
     fn key(&mut self) -> String {
@@ -140,7 +141,7 @@ fn model_run(seed: u64) {
     let dir = tempfile::tempdir().unwrap();
     let (mut stores_now, mut janitor) = stores(dir.path());
     let (mut store, mut model) = (LsmStore::new(shard(), &stores_now), MemoryStore::new());
-    let mut random = Random(seed);
+    let mut random = Asker(Random::new(seed));
     let (mut log, mut dump, mut waited) = (Vec::new(), None, 0);
     for index in 1..2_500 {
         let command = payload(&random.batch(index));

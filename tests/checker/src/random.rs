@@ -79,6 +79,11 @@ impl Random {
         self.below(100) < percent
     }
 
+    /// True in one case of `n`.
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
     /// One of `choices`.
     ///
     /// # Panics

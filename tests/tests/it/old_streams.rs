@@ -61,61 +61,64 @@ fn restart(cluster: &mut Cluster, node: usize) -> Result<(), Violation> {
     cluster.run_for(3 * SEC)
 }
 
-/// While an old stream can't be forgotten it still holds what was destroyed since.
-#[test]
-fn a_destroyed_replica_does_not_come_back_from_an_old_stream() {
+/// Runs a scenario on a shard that holds something, and on a follower of it as a place and an id; then the demands of every
+/// run.
+fn on_a_follower(scenario: impl Fn(&mut Cluster, usize, u64) -> Result<(), Violation>) {
     on_plans(unhurried, |cluster| {
         load(cluster, 50)?;
         let (node, id) = follower(cluster);
+        scenario(cluster, node, id)?;
+        heal_and_judge(cluster).map(|_| ())
+    });
+}
+
+/// Gives a seat to another incarnation, or to nobody; the replica that lives on the node a second later.
+fn reseat(cluster: &mut Cluster, node: usize, id: u64, seat: Seat) -> Result<Option<u64>, Violation> {
+    make(cluster, id, seat)?;
+    cluster.run_for(SEC)?;
+    Ok(lives_on(cluster, node))
+}
+
+/// While an old stream can't be forgotten it still holds what was destroyed since.
+#[test]
+fn a_destroyed_replica_does_not_come_back_from_an_old_stream() {
+    on_a_follower(|cluster, node, id| {
         leave_unsettled(cluster, node, 1)?;
-        make(cluster, id, Seat::Vacant)?;
-        cluster.run_for(SEC)?;
-        assert_eq!(lives_on(cluster, node), None, "it was told that it is removed");
+        assert_eq!(reseat(cluster, node, id, Seat::Vacant)?, None, "it was told that it is removed");
         restart(cluster, node)?;
         assert_eq!(lives_on(cluster, node), None);
         // Nor by way of another set of streams.
         leave_unsettled(cluster, node, 3)?;
         assert_eq!(lives_on(cluster, node), None);
-        heal_and_judge(cluster).map(|_| ())
+        Ok(())
     });
 }
 
 #[test]
 fn a_successor_stays_where_an_old_stream_holds_its_predecessor() {
-    on_plans(unhurried, |cluster| {
-        load(cluster, 50)?;
-        let (node, id) = follower(cluster);
+    on_a_follower(|cluster, node, id| {
         let founder = lives_on(cluster, node);
         leave_unsettled(cluster, node, 1)?;
-        make(cluster, id, Seat::Vacant)?;
-        cluster.run_for(SEC)?;
-        make(cluster, id, Seat::Learner)?;
-        cluster.run_for(SEC)?;
-        let successor = lives_on(cluster, node);
+        reseat(cluster, node, id, Seat::Vacant)?;
+        let successor = reseat(cluster, node, id, Seat::Learner)?;
         assert!(successor > founder, "{successor:?} came after {founder:?}");
         restart(cluster, node)?;
         assert_eq!(lives_on(cluster, node), successor);
         leave_unsettled(cluster, node, 3)?;
         assert_eq!(lives_on(cluster, node), successor);
-        heal_and_judge(cluster).map(|_| ())
+        Ok(())
     });
 }
 
 #[test]
 fn a_tombstone_in_an_old_stream_leaves_the_successor_alone() {
-    on_plans(unhurried, |cluster| {
-        load(cluster, 50)?;
-        let (node, id) = follower(cluster);
-        make(cluster, id, Seat::Vacant)?;
-        cluster.run_for(SEC)?;
-        assert_eq!(lives_on(cluster, node), None, "it was told that it is removed");
+    on_a_follower(|cluster, node, id| {
+        assert_eq!(reseat(cluster, node, id, Seat::Vacant)?, None, "it was told that it is removed");
         leave_unsettled(cluster, node, 1)?;
-        make(cluster, id, Seat::Learner)?;
-        cluster.run_for(SEC)?;
-        let successor = lives_on(cluster, node);
+        let successor = reseat(cluster, node, id, Seat::Learner)?;
         assert!(successor.is_some(), "it was created");
         restart(cluster, node)?;
         assert_eq!(lives_on(cluster, node), successor);
-        heal_and_judge(cluster).map(|_| ())
+        Ok(())
     });
 }
