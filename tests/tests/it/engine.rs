@@ -1,6 +1,7 @@
 //! The real engine on real disks and sockets, given bad input on purpose. Nothing here depends on how
 //! fast the machine is; waiting is bounded by deadlines of the engine's own.
 
+use floe::boot::BootRecord;
 use floe::codec::encode;
 use floe::transport::{HelloIdentity, HelloReply, REPLY_LEN};
 use floe::{
@@ -306,11 +307,11 @@ fn random_bytes_on_the_port_stop_nothing() {
     read_all(&engines[0].client(), b"still here");
 }
 
-/// Connects as core 0 of this node, says hello, and is accepted.
-fn connect_as(node: NodeId, to: &str) -> TcpStream {
-    let store_uuid = u128::from(node.0) << 64;
-    let cluster = Config::embedded("").cluster;
-    let hello = HelloIdentity { cluster, node, store_uuid, boot_epoch: 1, cores: 1 }.hello(0, 0);
+/// Connects as core 0 of the node whose directory this is, says hello, and is accepted.
+fn connect_as(dir: &Path, to: &str) -> TcpStream {
+    let record = BootRecord::decode(&std::fs::read(dir.join("node.floe")).unwrap()).unwrap();
+    let BootRecord { cluster, node, store_uuid, boot_epoch, .. } = record;
+    let hello = HelloIdentity { cluster, node, store_uuid, boot_epoch, cores: 1 }.hello(0, 0);
     let mut socket = TcpStream::connect(to).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     socket.write_all(&hello.encode()).unwrap();
@@ -327,12 +328,13 @@ fn a_frame_that_is_cut_anywhere_after_a_valid_hello_ends_its_connection_alone() 
     let members = members();
     let mut engines = open_cluster(dir.path(), &members, 1);
     write_all(&engines[2].client(), b"before");
+    let first = dir.path().join(format!("node-{}", members[0].node));
     // In whose place others speak now; were it there, it would take its connection back.
     engines.remove(0).shutdown();
     let messages = vec![PeerMessage::Answer { id: u64::MAX, answer: Answer::Done }];
     let frame = encode(&PeerBatch { messages, ..PeerBatch::default() }).parts.concat();
     for cut in (1..frame.len()).step_by(3) {
-        let mut socket = connect_as(NodeId(1), &members[2].address);
+        let mut socket = connect_as(&first, &members[2].address);
         socket.write_all(&frame).unwrap();
         socket.write_all(&frame[..cut]).unwrap();
         socket.shutdown(Shutdown::Write).unwrap();
