@@ -87,18 +87,7 @@ impl Theme {
         match self {
             Self::Anything => {}
             Self::Elections if random.percent(75) => {
-                // A new leader that commits what older ones left, entry by entry, is struck meanwhile, and whoever was
-                // struck before it takes over.
-                plan.alternates = true;
-                plan.shards = plan.shards.min(2);
-                plan.shard.raft.append_bytes_max = 1;
-                plan.shard.raft.inflight_messages_max = 1;
-                plan.network.latency_ns = 2 * MS;
-                plan.load.think_ns = MS;
-                // Elections have time between them; who is cut off comes back when its successor is struck.
-                plan.fault_every_ns = 600 * MS;
-                plan.fault_for_ns = SEC;
-                plan.disk.latency_ns = plan.disk.latency_ns.min(MS);
+                strike_new_leaders(plan);
             }
             Self::Elections => {}
             Self::Leases => {
@@ -164,6 +153,21 @@ impl Theme {
             }
         }
     }
+}
+
+fn strike_new_leaders(plan: &mut Plan) {
+    // A new leader that commits what older ones left, entry by entry, is struck meanwhile, and whoever was
+    // struck before it takes over.
+    plan.alternates = true;
+    plan.shards = plan.shards.min(2);
+    plan.shard.raft.append_bytes_max = 1;
+    plan.shard.raft.inflight_messages_max = 1;
+    plan.network.latency_ns = 2 * MS;
+    plan.load.think_ns = MS;
+    // Elections have time between them; who is cut off comes back when its successor is struck.
+    plan.fault_every_ns = 600 * MS;
+    plan.fault_for_ns = SEC;
+    plan.disk.latency_ns = plan.disk.latency_ns.min(MS);
 }
 
 /// Few kinds at a time show what many would hide, and the other way round.
