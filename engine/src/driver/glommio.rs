@@ -5,8 +5,10 @@
 //! connection (`net`), a task per write in flight (`files`) and the ticker.
 //!
 //! Facts about glommio 0.9 that this rests on, each measured:
-//! - An executor can park with runnable tasks when its preempt timer fires at the wrong moment. The *ticker*, a
-//!   task that sleeps 2 ms in a loop, bounds that stall; no executor may run without it.
+//! - An executor parks with runnable tasks when its preempt timer fires between two of its instructions: if it loses its
+//!   processor there for as long as the timer runs. The *ticker*, a task that sleeps 2 ms in a loop, bounds that stall; no
+//!   executor may run without it. Before the ticker's first turn nothing bounds it, and nothing wakes such an
+//!   executor: so the timer is long. Nothing here needs it: the pump parks after every turn.
 //! - While tasks keep yielding, or sleep for 0 or 1 ns, I/O is not polled. So the pump really parks after
 //!   every turn: until something happens, or for 1 us if something already waits.
 //! - The first file opened with O_DIRECT must have data: glommio probes at offset 0 and caches
@@ -29,8 +31,8 @@ use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Shorter ones make the stall described above likelier.
-const PREEMPT_TIMER: Duration = Duration::from_micros(500);
+/// Shorter ones make the stall described above likelier: with 500 us a core hung at its start in one of a few hundred.
+const PREEMPT_TIMER: Duration = Duration::from_millis(50);
 /// What glommio refuses to start below.
 const LOCKED_MEMORY_MIN: u64 = 512 << 10;
 const IO_MEMORY_MIN: u64 = 64 << 10;
