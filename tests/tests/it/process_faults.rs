@@ -240,9 +240,10 @@ fn judge_under(dir: &Path, settings: &str, mut kinds: Vec<u64>) {
     let mut random = Random::new(seed);
     thread::scope(|scope| {
         for number in 0..CLIENTS {
-            let (doors, history, done) = (&doors, &history, &done);
+            // Before the first fault, which may be that nobody is there.
+            let client = Client::connect(&doors).unwrap().with_timeout(DEADLINE);
+            let (history, done) = (&history, &done);
             scope.spawn(move || {
-                let client = Client::connect(doors).unwrap().with_timeout(DEADLINE);
                 let mut random = Random::new(seed.wrapping_add(u64::from(number) + 1));
                 while !done.load(Ordering::Acquire) {
                     operate(&client, number, origin, &mut random, history);
