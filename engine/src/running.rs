@@ -345,16 +345,12 @@ impl Running {
             if !is_due || !self.connections.is_up(peer) {
                 continue;
             }
-            self.send_frame(peer, &batch, effects);
+            let frame = codec::encode(&batch);
+            self.connections.said(peer);
+            add(&self.config.metrics.frames_sent, 1);
+            add(&self.config.metrics.bytes_sent, frame.len() as u64);
+            effects.sends.push((peer, frame));
         }
-    }
-
-    fn send_frame(&mut self, peer: CoreAddr, batch: &PeerBatch, effects: &mut Effects) {
-        let frame = codec::encode(batch);
-        self.connections.said(peer);
-        add(&self.config.metrics.frames_sent, 1);
-        add(&self.config.metrics.bytes_sent, frame.len() as u64);
-        effects.sends.push((peer, frame));
     }
 
     fn housekeep(&mut self, now: Nanos, effects: &mut Effects) {

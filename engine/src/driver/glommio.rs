@@ -31,7 +31,7 @@ use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Shorter ones make the stall described above likelier: with 500 us a core hung at its start in one of a few hundred.
+/// Shorter ones make the stall described above likelier: with 500 us cores were seen hanging at their start.
 const PREEMPT_TIMER: Duration = Duration::from_millis(50);
 /// What glommio refuses to start below.
 const LOCKED_MEMORY_MIN: u64 = 512 << 10;

@@ -13,7 +13,7 @@ pub(crate) const PARTS_MAX: usize = 64;
 /// After so long without an acknowledgement of sent bytes the connection counts as dead. Without it,
 /// retransmission backs off for minutes after a partition.
 const SEND_TIMEOUT_MS: libc::c_int = 5_000;
-/// Above the packets of any network, a quarter of the smallest window that Linux shrinks to.
+/// Above Ethernet's packets. Linux shrinks a window to four segments of the receiver's at the least.
 const SEGMENT_BYTES_MAX: libc::c_int = 16 << 10;
 const KEEPALIVE_IDLE_S: libc::c_int = 5;
 const KEEPALIVE_INTERVAL_S: libc::c_int = 2;

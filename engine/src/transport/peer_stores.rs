@@ -18,8 +18,8 @@
 //! Invariant: no connection comes about with a peer whose store isn't noted durably.
 
 use super::{Hello, RefusalCode};
+use crate::codec::checksum;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use crc_fast::{CrcAlgorithm, checksum};
 use floe_shard::NodeId;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -105,7 +105,7 @@ fn encode(known: &BTreeMap<NodeId, u128>) -> Bytes {
         out.put_u64_le(node.0);
         out.put_u128_le(*store);
     }
-    out.put_u32_le(crc(&out));
+    out.put_u32_le(checksum(&out));
     out.freeze()
 }
 
@@ -113,7 +113,7 @@ fn decode(bytes: &[u8]) -> Result<BTreeMap<NodeId, u128>, String> {
     let Some((body, mut crc_read)) = bytes.split_last_chunk::<4>().map(|(body, crc)| (body, &crc[..])) else {
         return Err("it is cut off".into());
     };
-    if !body.starts_with(MAGIC) || crc_read.get_u32_le() != crc(body) || body.len() < 16 {
+    if !body.starts_with(MAGIC) || crc_read.get_u32_le() != checksum(body) || body.len() < 16 {
         return Err("it is damaged, or no list of Floe's".into());
     }
     let mut rest = &body[MAGIC.len()..];
@@ -125,10 +125,6 @@ fn decode(bytes: &[u8]) -> Result<BTreeMap<NodeId, u128>, String> {
         return Err(format!("it claims {peers} peers in {} bytes", rest.len()));
     }
     Ok((0..peers).map(|_| (NodeId(rest.get_u64_le()), rest.get_u128_le())).collect())
-}
-
-fn crc(bytes: &[u8]) -> u32 {
-    u32::try_from(checksum(CrcAlgorithm::Crc32Iscsi, bytes)).expect("a CRC-32 has 32 bits")
 }
 
 fn save(dir: &Path, bytes: &[u8]) -> io::Result<()> {
