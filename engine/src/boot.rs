@@ -32,8 +32,8 @@ const FILE: &str = "node.floe";
 const FILE_NEW: &str = "node.floe.new";
 const FILE_LEN_MAX: usize = 64 << 10;
 /// What is left to whoever can't get lost data back. An empty directory under the same number would forget its votes.
-pub(crate) const WITHOUT_IT: &str = "Without it this node must stay down: give its replicas to other nodes of `members` \
-                                     (Client::change_members_blocking); their data comes from the other replicas";
+pub(crate) const WITHOUT_IT: &str = "Without it this node must stay down: `floe evict` takes it out of all shards. Then \
+                                     it can start with an empty directory, and `floe admit` gives it the others' data";
 
 /// The streams of one core count. The stream of core `i` is `first + i`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -335,14 +335,14 @@ impl Boot {
         if record.node != self.identity.node {
             return Err(format!(
                 "this directory belongs to node {}, not {}: check `node` and `dir` in the configuration",
-                record.node, self.identity.node
+                record.node.0, self.identity.node.0
             ));
         }
         if record.founding != self.identity.founding {
             return Err(format!(
                 "this directory was founded with {}; the configuration says {}. Put that back: a cluster's list of \
                  nodes and its shards don't change. Addresses may, and which nodes have a shard's replicas \
-                 (Client::change_members_blocking)",
+                 (`floe evict`, `floe admit`)",
                 record.founding, self.identity.founding
             ));
         }

@@ -71,9 +71,16 @@ impl Shared {
     }
 
     /// Posts a request to the core that owns its shard.
-    pub(crate) fn post(&self, request: Request, deadline: Nanos, slot: Arc<Slot>) -> Result<(), Refusal> {
+    /// Hands a request to the core that owns its shard. Until `park_until` it may wait there for a leader to be known.
+    pub(crate) fn post(
+        &self,
+        request: Request,
+        deadline: Nanos,
+        park_until: Nanos,
+        slot: Arc<Slot>,
+    ) -> Result<(), Refusal> {
         let mailbox = &self.mailboxes[usize::from(request.shard().core(self.cores))];
-        mailbox.post(Post { request, deadline, slot })
+        mailbox.post(Post { request, deadline, park_until, slot })
     }
 }
 
@@ -469,7 +476,7 @@ impl Client {
     pub(crate) fn post_by(&self, request: Request, deadline: Nanos) -> Started {
         let slot = Slot::new();
         match &self.backend {
-            Backend::Node(shared) => shared.post(request, deadline, slot.clone())?,
+            Backend::Node(shared) => shared.post(request, deadline, deadline, slot.clone())?,
             Backend::Remote(remote) => remote.post(request, deadline, slot.clone())?,
         }
         Ok(Wait { slot, deadline })

@@ -7,8 +7,12 @@ use crate::boot::cluster_text;
 use crate::{Config, Driver, LsmSettings, Member, NodeId, Store, WalSettings};
 use serde::de::{Deserialize, Deserializer, Error};
 use std::fmt::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// More than any configuration has, and little enough that a parser which is given something else soon says so.
+const FILE_BYTES_MAX: usize = 1 << 20;
 
 /// One section: the struct that serde fills, how it changes a configuration, and how it is explained.
 macro_rules! section {
@@ -186,10 +190,18 @@ struct MemberSection {
 pub fn read(path: &Path) -> Result<Config, String> {
     let name = path.display();
     let text = std::fs::read_to_string(path).map_err(|error| {
-        format!(
-            "can't read the configuration {name}: {error}; `floe config > {name}` makes one to begin with"
-        )
+        let hint = match error.kind() {
+            io::ErrorKind::NotFound => format!("; `floe config > {name}` makes one to begin with"),
+            _ => String::new(),
+        };
+        format!("can't read the configuration {name}: {error}{hint}")
     })?;
+    if text.len() > FILE_BYTES_MAX {
+        return Err(format!(
+            "{name} has {} bytes: that is no configuration; `floe config` prints one",
+            text.len()
+        ));
+    }
     let config = parse(&text).map_err(|reason| format!("configuration {name}: {reason}"))?;
     config.validate().map_err(|error| format!("configuration {name}: {error}"))?;
     Ok(config)

@@ -116,7 +116,7 @@ impl Engine {
         for mailbox in &self.mailboxes {
             mailbox.control(Control::Connect);
         }
-        let gateway = Gateway::new(&own, config, self.shared.clone(), self.metrics.clone());
+        let gateway = Gateway::new(&own, config, stores.clone(), self.shared.clone(), self.metrics.clone());
         self.gateway = Some(gateway.clone());
         if let Some(listener) = listener {
             let known = config.founding().members.into_iter().filter(|&node| node != config.node).collect();

@@ -20,11 +20,11 @@ use crate::frames::{Frame, FrameError, FrameReader, write_frame};
 use crate::mailbox::{Control, Mailbox, Slot};
 use crate::metrics::CoreMetrics;
 use crate::seam::OutFrame;
-use crate::transport::HelloIdentity;
+use crate::transport::{HelloIdentity, PeerStores};
 use floe_raft::Nanos;
 use floe_shard::peer::{PeerBatch, PeerMessage};
 use floe_shard::request::{Answer, BusyReason, Query, Refusal, Request};
-use floe_shard::{NodeId, ShardStatus};
+use floe_shard::{NodeId, ReplicaPlace, ReplicaRole, ShardStatus};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::io;
@@ -43,6 +43,9 @@ const REQUEST_BYTES_MAX: usize = 64 << 20;
 const ANSWER_BYTES_MAX: usize = 32 << 20;
 /// No client waits longer; a later deadline would let forgotten requests stay.
 const REMAINING_MAX_NS: Nanos = 3_600_000_000_000;
+/// How long a request may wait for a leader to be known here: longer than an election takes. The client can ask a node that
+/// isn't cut off from the others.
+const PARK_NS: Nanos = 1_000_000_000;
 /// Bytes of rows in one answer: what a scan asks for beyond that comes in pages.
 const PAGE_BYTES_MAX: u32 = 1 << 20;
 /// How long a core may take to say how its replicas stand.
@@ -60,6 +63,8 @@ pub struct Gateway {
     /// The shards, encoded, and a number for them.
     shards: Vec<Vec<u8>>,
     version: u64,
+    replication: u32,
+    stores: Arc<PeerStores>,
     shared: Arc<Shared>,
     metrics: Vec<Arc<CoreMetrics>>,
     sessions_max: usize,
@@ -91,6 +96,7 @@ impl Gateway {
     pub(crate) fn new(
         own: &HelloIdentity,
         config: &Config,
+        stores: Arc<PeerStores>,
         shared: Arc<Shared>,
         metrics: Vec<Arc<CoreMetrics>>,
     ) -> Arc<Self> {
@@ -104,6 +110,8 @@ impl Gateway {
             boot_epoch: own.boot_epoch,
             started: clock::now(),
             members: config.members.clone(),
+            replication: config.founding().replication,
+            stores,
             shared,
             metrics,
             sessions_max: config.clients_max,
@@ -174,6 +182,10 @@ impl Gateway {
                 Ok(Frame::Batch(batch)) => self.on_batch(session, batch)?,
                 Ok(Frame::Info(Info::AskMap { known })) => session.tell(Info::Map(self.map(known))),
                 Ok(Frame::Info(Info::AskStatus)) => session.tell(Info::Status(self.status())),
+                Ok(Frame::Info(Info::ForgetStore { node })) => {
+                    let refusal = self.forget_store(NodeId(node)).err().unwrap_or_default();
+                    session.tell(Info::Forgotten { refusal });
+                }
                 Ok(Frame::Info(_)) => return Err("a client told what only nodes tell".into()),
                 Err(FrameError::Closed | FrameError::Io(_)) => return Ok(()),
                 Err(FrameError::Codec(error)) => return Err(error.to_string()),
@@ -211,12 +223,13 @@ impl Gateway {
         if let Some(answer) = self.shared.read_here(&request) {
             return session.end(id, bytes, answer);
         }
-        let deadline = clock::now().saturating_add(remaining_ns.min(REMAINING_MAX_NS));
+        let now = clock::now();
+        let deadline = now.saturating_add(remaining_ns.min(REMAINING_MAX_NS));
         let slot = Slot::calling({
             let session = Arc::clone(session);
             Box::new(move |answer| session.end(id, bytes, answer))
         });
-        if let Err(refusal) = self.shared.post(request, deadline, slot) {
+        if let Err(refusal) = self.shared.post(request, deadline, now + PARK_NS, slot) {
             session.end(id, bytes, Answer::Refused(refusal));
         }
     }
@@ -232,7 +245,28 @@ impl Gateway {
             version: self.version,
             shards: if known == self.version { Vec::new() } else { self.shards.clone() },
             leaders: self.shared.map.iter().map(|descriptor| leader(&descriptor.shard)).collect(),
+            replication: self.replication,
         }
+    }
+
+    /// Lets a node that has lost its store come with another one, as soon as nothing here depends on what it has
+    /// promised: none of the replicas here counts it as a member any more, by a change that is applied. From then on
+    /// no candidate here takes its vote, and its own replicas, founded anew, win nobody's: all others' logs
+    /// hold that change, and end after theirs.
+    fn forget_store(&self, node: NodeId) -> Result<(), String> {
+        let status = self.status();
+        if let Some(core) = status.cores.iter().position(|core| !core.runs) {
+            return Err(format!("core {core} of node {} doesn't run", self.node.0));
+        }
+        let counts_it =
+            |replica: &&ReplicaStatus| replica.voters.iter().chain(&replica.others).any(|&n| n == node.0);
+        if let Some(replica) = status.shards.iter().find(counts_it) {
+            return Err(format!(
+                "node {} still has node {} as a member of shard {}: `floe evict` it first",
+                self.node.0, node.0, replica.shard
+            ));
+        }
+        self.stores.forget(node).map_err(|error| format!("node {} can't write: {error}", self.node.0))
     }
 
     /// How the node stands. A core that doesn't answer in time counts as one that doesn't run.
@@ -405,7 +439,12 @@ fn core_status(core: &CoreMetrics, runs: bool) -> CoreStatus {
 }
 
 fn replica_status(core: u16, status: ShardStatus) -> ReplicaStatus {
+    let (voters, others): (Vec<_>, Vec<_>) =
+        status.members.iter().partition(|place| place.role == ReplicaRole::Voter);
+    let nodes = |places: Vec<&ReplicaPlace>| places.into_iter().map(|place| place.node.0).collect();
     ReplicaStatus {
+        voters: nodes(voters),
+        others: nodes(others),
         shard: status.shard.0,
         core,
         replica: status.replica.get(),

@@ -26,6 +26,8 @@ pub struct Post {
     pub request: Request,
     /// When the caller stops waiting, by [`crate::clock::now`].
     pub deadline: Nanos,
+    /// Until when it may wait here for a leader to be known; then it is refused as [`Refusal::NotLeader`].
+    pub park_until: Nanos,
     /// Where the answer goes.
     pub slot: Arc<Slot>,
 }

@@ -16,7 +16,7 @@
 mod link;
 mod routes;
 
-pub use link::{ConnectError, ask_map, ask_status};
+pub use link::{ConnectError, ask_map, ask_status, ask_to_forget_store};
 
 use self::link::Wire;
 use self::routes::{Pending, Place, Table};

@@ -35,6 +35,8 @@ pub struct Pending {
     pub origin: Origin,
     /// When the caller stops waiting.
     pub deadline: Nanos,
+    /// Until when it may be parked: whoever asked can ask another node then.
+    pub park_until: Nanos,
     /// When it came in.
     pub since: Nanos,
     /// Where it is.
@@ -43,6 +45,7 @@ pub struct Pending {
     pub request: Request,
 }
 
+#[allow(clippy::large_enum_variant, reason = "a place that was used once is there to be used again")]
 enum Entry {
     Free { next: Option<u32> },
     Used(Pending),
@@ -166,7 +169,7 @@ mod tests {
     fn pending(deadline: Nanos) -> Pending {
         let request = Request::TransferLeadership { shard: ShardId(1), to: NodeId(1) };
         let origin = Origin::Local(RequestId(0));
-        Pending { origin, deadline, since: 0, place: Place::Parked, request }
+        Pending { origin, deadline, park_until: deadline, since: 0, place: Place::Parked, request }
     }
 
     #[test]

@@ -42,6 +42,7 @@ impl Running {
         now: Nanos,
         origin: Origin,
         deadline: Nanos,
+        park_until: Nanos,
         request: Request,
         effects: &mut Effects,
     ) {
@@ -60,7 +61,7 @@ impl Running {
             return self.deliver(origin, Answer::Refused(refusal), effects);
         }
         let place = Place::Parked;
-        let id = self.requests.insert(Pending { origin, deadline, since: now, place, request });
+        let id = self.requests.insert(Pending { origin, deadline, park_until, since: now, place, request });
         self.try_once(now, id, effects);
     }
 

@@ -36,7 +36,7 @@ pub struct Shape {
     pub format: Format,
     /// Column, counted from 1, or field.
     pub key: String,
-    /// Column or field; `None` = the whole line.
+    /// Column or field; `None` = the whole line, without the `\n` at its end. A column never ends with the `\r` of `\r\n`.
     pub value: Option<String>,
     /// Columns hold \t, \n, \r, \\ and \xNN for what they stand for.
     pub escaped: bool,
@@ -67,7 +67,7 @@ impl Shape {
                 (self.column(line, &self.key)?, self.value.as_ref().map(|at| self.column(line, at)))
             }
             Format::Ndjson => {
-                let object: Value =
+                let object: serde_json::Map<String, Value> =
                     serde_json::from_slice(line).map_err(|error| format!("it is no JSON object: {error}"))?;
                 let field = |name: &String| field(&object, name).map(Cow::Owned);
                 (field(&self.key)?, self.value.as_ref().map(field))
@@ -78,6 +78,8 @@ impl Shape {
 
     fn column<'a>(&self, line: &'a [u8], column: &str) -> Result<Cow<'a, [u8]>, String> {
         let at = column_number(column).ok_or("columns are numbered from 1")?;
+        // The half of a line end that some systems write. (`escape` writes one that is meant as an escape.)
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
         let mut columns = line.split(|&byte| byte == b'\t');
         let text = columns.nth(at - 1).ok_or_else(|| format!("it has no column {at}"))?;
         if self.escaped { unescape(text).map(Cow::Owned) } else { Ok(Cow::Borrowed(text)) }
@@ -90,12 +92,12 @@ fn column_number(column: &str) -> Option<usize> {
 
 /// A field's text: of a string its content, of anything else its JSON; bytes that are no text stand under the
 /// name with `_hex` behind it.
-fn field(object: &Value, name: &str) -> Result<Vec<u8>, String> {
+fn field(object: &serde_json::Map<String, Value>, name: &str) -> Result<Vec<u8>, String> {
     match object.get(name) {
         Some(Value::String(text)) => Ok(text.as_bytes().to_vec()),
         Some(Value::Null) => Err(format!("its field \"{name}\" is null")),
         Some(other) => Ok(other.to_string().into_bytes()),
-        None => match object.get(format!("{name}_hex")).and_then(Value::as_str) {
+        None => match object.get(&format!("{name}_hex")).and_then(Value::as_str) {
             Some(hex) => from_hex(hex).ok_or_else(|| format!("its field \"{name}_hex\" is not hexadecimal")),
             None => Err(format!("it has no field \"{name}\"")),
         },
@@ -204,6 +206,12 @@ mod tests {
     fn without_a_value_column_the_whole_line_is_the_value() {
         let row = shape(Format::Tsv, "2", None).row(b"a\tb\tc");
         assert_eq!(row, Ok((b"b".into(), b"a\tb\tc".into())));
+        let row = shape(Format::Tsv, "3", None).row(b"a\tb\tc\r");
+        assert_eq!(
+            row,
+            Ok((b"c".into(), b"a\tb\tc\r".into())),
+            "a line end of two bytes is no part of the key"
+        );
         let row = shape(Format::Ndjson, "id", None).row(b"{\"id\": 7}");
         assert_eq!(row, Ok((b"7".into(), b"{\"id\": 7}".into())));
     }
@@ -216,6 +224,7 @@ mod tests {
         assert!(error(shape(Format::Tsv, "1", None), b"a\\x+1\tb").contains("hexadecimal"));
         assert!(error(shape(Format::Ndjson, "id", None), b"{}").contains("no field \"id\""));
         assert!(error(shape(Format::Ndjson, "id", None), b"[").contains("no JSON"));
+        assert!(error(shape(Format::Ndjson, "id", None), b"[1]").contains("no JSON object"));
         assert!(shape(Format::Tsv, "name", None).check().is_err());
     }
 }

@@ -19,7 +19,7 @@ use floe_raft::{Entry, EntryKind, Mark, Membership, Nanos};
 use floe_shard::descriptor::Descriptor;
 use floe_shard::output::{LogWrite, Output, PersistToken, RefusedMessage, ShardState};
 use floe_shard::peer::{PeerBatch, PeerMessage};
-use floe_shard::request::{BusyReason, RequestId};
+use floe_shard::request::{Answer, BusyReason, Refusal, RequestId};
 use floe_shard::state_machine::Pressure;
 use floe_shard::{CoreAddr, MultiRaft, NodeId, ShardId, open_dump};
 use std::collections::{BTreeMap, VecDeque};
@@ -149,9 +149,9 @@ impl Running {
     /// A write failed: the core must stop.
     pub fn take(&mut self, now: Nanos, input: Input, effects: &mut Effects) -> Result<(), Failure> {
         match input {
-            Input::Request { id, deadline, request } => {
+            Input::Request { id, deadline, park_until, request } => {
                 add(&self.config.metrics.requests, 1);
-                self.admit(now, Origin::Local(id), deadline, request, effects);
+                self.admit(now, Origin::Local(id), deadline, park_until, request, effects);
             }
             Input::Frame { from, body } => self.on_frame(now, from, body, effects),
             Input::Disk { op, result } => self.on_disk(now, op, result, effects)?,
@@ -177,7 +177,7 @@ impl Running {
             match message {
                 PeerMessage::Request { id, remaining_ns, request, .. } => {
                     let deadline = now.saturating_add(remaining_ns);
-                    self.admit(now, Origin::Peer(from, id), deadline, request, effects);
+                    self.admit(now, Origin::Peer(from, id), deadline, deadline, request, effects);
                 }
                 PeerMessage::Answer { id, answer } => {
                     self.on_answer(now, RequestId(id), answer, Some(from), effects);
@@ -265,7 +265,8 @@ impl Running {
             None => return,
             Some(Change::Stuck) => {
                 add(&self.config.metrics.wal_stuck, 1);
-                tracing::error!(%core, "the log's disk doesn't answer: this core stops leading until it does");
+                let why = if self.wal.is_tight() { "is full" } else { "doesn't answer" };
+                tracing::error!(%core, "the log's disk {why}: this core stops leading until that ends");
             }
             Some(Change::Answers { after }) => {
                 let ms = after / MS;
@@ -357,8 +358,13 @@ impl Running {
         self.housekeeping_at = now + HOUSEKEEPING_NS;
         self.look_after_connections(effects);
         for id in std::mem::take(&mut self.parked) {
-            if self.requests.get_mut(id).is_some_and(|pending| pending.place == Place::Parked) {
-                self.try_once(now, id, effects);
+            match self.requests.get_mut(id) {
+                Some(pending) if pending.place != Place::Parked => {}
+                Some(pending) if pending.park_until <= now && now < pending.deadline => {
+                    self.finish(now, id, Answer::Refused(Refusal::NotLeader { leader: None }), effects);
+                }
+                Some(_) => self.try_once(now, id, effects),
+                None => {}
             }
         }
         self.multi.free_bases(&self.wal.pinning(self.config.wal.bytes_max));

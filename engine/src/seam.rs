@@ -21,6 +21,8 @@ pub enum Input {
         id: RequestId,
         /// When the caller stops waiting.
         deadline: Nanos,
+        /// Until when it may wait here for a leader to be known.
+        park_until: Nanos,
         /// What is asked.
         request: Request,
     },

@@ -183,7 +183,12 @@ impl Node {
 
     fn post(&self, request: Request) -> Arc<Slot> {
         let slot = Slot::new();
-        let post = Post { request, deadline: clock::now() + 1_000_000_000, slot: slot.clone() };
+        let post = Post {
+            request,
+            deadline: clock::now() + 1_000_000_000,
+            park_until: u64::MAX,
+            slot: slot.clone(),
+        };
         assert!(self.mailbox.post(post).is_ok(), "mailbox is full or closed");
         slot
     }
@@ -349,7 +354,9 @@ fn no_wake_up_from_a_foreign_thread_is_lost(driver: Driver) {
             for round in 0..3000 {
                 let slot = Slot::new();
                 let request = write_request(b"answer");
-                assert!(mailbox.post(Post { request, deadline: 0, slot: slot.clone() }).is_ok());
+                assert!(
+                    mailbox.post(Post { request, deadline: 0, park_until: 0, slot: slot.clone() }).is_ok()
+                );
                 assert!(matches!(slot.wait(Nanos::MAX), Answer::Written { .. }));
                 if (round * 7 + thread) % 97 == 0 {
                     // Long enough for the core to fall asleep.
@@ -378,7 +385,7 @@ fn everybody_is_answered_when_the_bound_is_reached_and_when_the_core_stops(drive
     for slot in kept {
         assert_eq!(slot.wait(Nanos::MAX), Answer::Unknown(UnknownReason::ShuttingDown));
     }
-    let post = Post { request: write_request(b"late"), deadline: 0, slot: Slot::new() };
+    let post = Post { request: write_request(b"late"), deadline: 0, park_until: 0, slot: Slot::new() };
     assert!(node.mailbox.post(post).is_err());
 }
 

@@ -1,10 +1,12 @@
 //! Looks at a core's replicas: for operators, metrics and checkers.
 
+use crate::descriptor::ReplicaPlace;
 use crate::ids::{Epoch, NodeId, ShardId};
 use crate::multi_raft::MultiRaft;
 use crate::replica::Replica;
 use crate::replica::Stage;
 use floe_raft::{Index, Mark, Raft, ReplicaId, Term};
+use std::sync::Arc;
 
 /// What a core has done since it started. All counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub struct ShardStatus {
     pub replica: ReplicaId,
     /// Epoch of its descriptor.
     pub epoch: Epoch,
+    /// The shard's members by the descriptor that was applied here last.
+    pub members: Arc<[ReplicaPlace]>,
     /// Its term.
     pub term: Term,
     /// Who leads, if known.
@@ -77,6 +81,7 @@ impl Replica {
             shard: self.shard,
             replica: self.id,
             epoch: self.descriptor.epoch,
+            members: Arc::clone(&self.descriptor.replicas),
             term: self.raft.term(),
             leader,
             leader_node: leader.and_then(|leader| self.descriptor.node_of(leader)),

@@ -15,10 +15,20 @@ pub enum Info {
     },
     /// Client: how do you stand?
     AskStatus,
+    /// Client: a node has lost its store; let it come with another one.
+    ForgetStore {
+        /// The node.
+        node: u64,
+    },
     /// Node: the answer to `AskMap`.
     Map(MapInfo),
     /// Node: the answer to `AskStatus`.
     Status(NodeStatus),
+    /// Node: the answer to `ForgetStore`.
+    Forgotten {
+        /// Why not; empty if it is so.
+        refusal: String,
+    },
 }
 
 /// The cluster as one node knows it.
@@ -34,6 +44,8 @@ pub struct MapInfo {
     pub shards: Vec<Vec<u8>>,
     /// The leading node of each shard, as far as is known; 0 = it isn't. In order of the shards.
     pub leaders: Vec<u64>,
+    /// How many replicas each shard was founded with.
+    pub replication: u32,
 }
 
 /// How a node stands.
@@ -99,6 +111,10 @@ pub struct ReplicaStatus {
     pub size_bytes: u64,
     /// Why it doesn't take part; empty if it does.
     pub fault: String,
+    /// Nodes of the shard's voters, by the change of members that was applied here last.
+    pub voters: Vec<u64>,
+    /// Nodes of its other members: learners, and those that come or go.
+    pub others: Vec<u64>,
 }
 
 /// The archived layout is the wire format: a change here needs a new protocol version.
@@ -109,11 +125,11 @@ macro_rules! pin {
 }
 
 pin! {
-    ArchivedInfo = 48;
-    ArchivedMapInfo = 40;
+    ArchivedInfo = 56;
+    ArchivedMapInfo = 48;
     ArchivedNodeStatus = 40;
     ArchivedCoreStatus = 56;
-    ArchivedReplicaStatus = 104;
+    ArchivedReplicaStatus = 120;
 }
 
 /// Encodes one frame; `None` if it would be over [`FRAME_BYTES_MAX`].
@@ -154,9 +170,15 @@ mod tests {
     use crate::codec::{FrameKind, check_body, parse_client_header, parse_header};
     use rkyv::util::AlignedVec;
 
-    fn infos() -> [Info; 4] {
+    fn infos() -> [Info; 6] {
         let core = CoreStatus { runs: true, log_disk_bytes: 1, busy: 2, ..CoreStatus::default() };
-        let replica = ReplicaStatus { shard: 3, core: 4, fault: "broken".into(), ..ReplicaStatus::default() };
+        let replica = ReplicaStatus {
+            shard: 3,
+            core: 4,
+            fault: "broken".into(),
+            voters: vec![5, 6],
+            ..Default::default()
+        };
         let (cores, shards) = (vec![core; 2], vec![replica; 3]);
         let map = MapInfo {
             nodes: vec![1, 2],
@@ -164,9 +186,12 @@ mod tests {
             version: 9,
             shards: vec![vec![1, 2, 3], Vec::new()],
             leaders: vec![0, 2],
+            replication: 3,
         };
         let status = NodeStatus { node: 5, boot_epoch: 6, uptime_ms: 7, cores, shards };
-        [Info::AskMap { known: 3 }, Info::AskStatus, Info::Map(map), Info::Status(status)]
+        let (forget, forgotten) =
+            (Info::ForgetStore { node: 8 }, Info::Forgotten { refusal: "it is a member".into() });
+        [Info::AskMap { known: 3 }, Info::AskStatus, Info::Map(map), Info::Status(status), forget, forgotten]
     }
 
     fn aligned(bytes: &[u8]) -> AlignedVec {

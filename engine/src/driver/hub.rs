@@ -112,9 +112,9 @@ impl Hub {
     }
 
     fn on_post(&mut self, post: Post) {
-        let Post { request, deadline, slot } = post;
+        let Post { request, deadline, park_until, slot } = post;
         match self.requests.insert(&request, Arc::clone(&slot)) {
-            Some(id) => self.inputs.push(Input::Request { id, deadline, request }),
+            Some(id) => self.inputs.push(Input::Request { id, deadline, park_until, request }),
             None => {
                 self.metrics.busy.fetch_add(1, Ordering::Relaxed);
                 slot.answer(Answer::Refused(Refusal::Busy(BusyReason::Requests)));

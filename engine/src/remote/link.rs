@@ -238,6 +238,19 @@ pub fn ask_map(endpoint: &str, limit: Duration) -> Result<MapInfo, ConnectError>
     Ok(map)
 }
 
+/// Asks one node to let `node`, which has lost its store, come with another one. Every other node has to be asked. Each
+/// consents as soon as none of its replicas counts `node` as a member.
+///
+/// # Errors
+/// It can't be reached, doesn't answer within `limit`, or refuses: why.
+pub fn ask_to_forget_store(endpoint: &str, node: NodeId, limit: Duration) -> Result<(), String> {
+    match ask(endpoint, &Info::ForgetStore { node: node.0 }, limit).map_err(|error| error.reason())? {
+        Info::Forgotten { refusal } if refusal.is_empty() => Ok(()),
+        Info::Forgotten { refusal } => Err(refusal),
+        _ => Err("it told what wasn't asked".into()),
+    }
+}
+
 fn no_answer(endpoint: &str) -> ConnectError {
     ConnectError::NoNode(vec![(endpoint.to_owned(), "it told what wasn't asked".into())])
 }

@@ -229,7 +229,9 @@ impl Table {
         let answer = match answer {
             answer if !pending.request.accepts(&answer) => bad_answer(pending),
             Answer::Refused(refusal @ (Refusal::Unavailable { .. } | Refusal::NotLeader { .. })) => {
-                (pending.avoid, pending.refusal) = (Some(at), Some(refusal));
+                pending.avoid = Some(at);
+                // Without a leader in reach of anybody it is the deadline that ends it.
+                pending.refusal = Some(refusal).filter(|why| matches!(why, Refusal::Unavailable { .. }));
                 // Not at once: were it the only node, it would be asked without a pause.
                 pending.place = Place::Parked;
                 self.has_parked = true;

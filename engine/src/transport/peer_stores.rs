@@ -15,6 +15,9 @@
 //!
 //! Little-endian. Only hellos need it, and their threads may wait for a disk, so it isn't on the core's side of the seam.
 //!
+//! Whoever has lost a store for good takes its node out of all shards first. Then the list is made to forget it
+//! ([`PeerStores::forget`]), and the next store that the node comes with is noted.
+//!
 //! Invariant: no connection comes about with a peer whose store isn't noted durably.
 
 use super::{Hello, RefusalCode};
@@ -78,21 +81,41 @@ impl PeerStores {
             Some(before) if *before == store => Ok(()),
             Some(_) => {
                 let text = format!(
-                    "{node} came with store {store:032x}, and had another: an empty directory forgets votes. It must \
-                     stay down: give its replicas to other nodes"
+                    "{node} has another store than before, and forgot its votes. Restore that; if it is lost: `floe \
+                     evict {number}`, then `floe admit {number}`",
+                    number = node.0
                 );
                 Err((RefusalCode::OtherStore, text))
             }
             None => {
                 let mut next = known.clone();
                 next.insert(node, store);
-                save(&self.dir, &encode(&next)).map_err(|error| {
+                let noted = self.replace(&mut known, next);
+                noted.map_err(|error| {
                     (RefusalCode::NotReady, format!("can't note the store of {node}: {error}"))
-                })?;
-                *known = next;
-                Ok(())
+                })
             }
         }
+    }
+
+    /// Lets `node` come with another store; the next one that it comes with is its store then. **Must:** only if nothing
+    /// here depends on what it has promised with the old one.
+    ///
+    /// # Errors
+    /// The disk's; nothing is changed then.
+    pub fn forget(&self, node: NodeId) -> io::Result<()> {
+        let mut known = self.known.lock();
+        let mut next = known.clone();
+        match next.remove(&node) {
+            Some(_) => self.replace(&mut known, next),
+            None => Ok(()),
+        }
+    }
+
+    fn replace(&self, known: &mut BTreeMap<NodeId, u128>, next: BTreeMap<NodeId, u128>) -> io::Result<()> {
+        save(&self.dir, &encode(&next))?;
+        *known = next;
+        Ok(())
     }
 }
 
@@ -160,6 +183,19 @@ mod tests {
             assert_eq!(judge(&stores, 3, 900), Some(RefusalCode::DuplicateStore), "it is our own");
             assert_eq!([judge(&stores, 1, 100), judge(&stores, 2, 200)], [None; 2], "nothing is changed");
         }
+    }
+
+    #[test]
+    fn a_store_that_is_forgotten_may_be_replaced_once_and_no_other_one_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let stores = PeerStores::open(dir.path()).unwrap();
+        assert_eq!([judge(&stores, 1, 100), judge(&stores, 2, 200)], [None; 2]);
+        stores.forget(NodeId(1)).unwrap();
+        stores.forget(NodeId(7)).unwrap();
+        let stores = PeerStores::open(dir.path()).unwrap();
+        assert_eq!(judge(&stores, 2, 201), Some(RefusalCode::OtherStore));
+        assert_eq!(judge(&stores, 1, 101), None);
+        assert_eq!(judge(&stores, 1, 100), Some(RefusalCode::OtherStore), "that is the one before");
     }
 
     #[test]

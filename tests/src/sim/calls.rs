@@ -80,7 +80,7 @@ impl Cluster {
         state.request_next += 1;
         state.clients.insert(id, client);
         let deadline = clock.local(now) + call.patience_ns;
-        let input = Input::Request { id, deadline, request: call.request };
+        let input = Input::Request { id, deadline, park_until: deadline, request: call.request };
         self.input(node, incarnation, core, input);
     }
 }

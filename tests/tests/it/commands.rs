@@ -79,7 +79,16 @@ fn who_makes_a_mistake_is_told_what_to_do() {
         (&[&["status"], &at_nobody[..]].concat(), &[&nobody, "is `floe node` running there"]),
         (&[&["export"], &at_nobody[..]].concat(), &[&nobody, "is `floe node` running there"]),
         (&[&["import", "--key", "1", "none.tsv"], &at_nobody[..]].concat(), &["can't open", "none.tsv"]),
-        (&[&["import", "--key", "1", "rows.txt"], &at_nobody[..]].concat(), &["--format tsv"]),
+        (&[&["import", "--key", "1", "Cargo.toml"], &at_nobody[..]].concat(), &["--format tsv"]),
+        (
+            &[&["import", "--key", "1", "-"], &at_nobody[..]].concat(),
+            &["- is no regular file", "write the rows into one"],
+        ),
+        (
+            &[&["import", "--key", "1", "/dev/stdin"], &at_nobody[..]].concat(),
+            &["/dev/stdin is no regular file"],
+        ),
+        (&[&["import", "--key", "1", "/"], &at_nobody[..]].concat(), &["/ is no regular file"]),
         (&["wal", "verify", "nowhere"], &["no data directory of a node"]),
         (&["wal", "verify", "/dev/null"], &["no data directory of a node"]),
     ] {
@@ -128,6 +137,24 @@ fn bad_rows_are_listed_with_their_lines_and_the_others_imported() {
         assert!(complaint.contains(part), "{part}: {complaint}");
     }
     assert_eq!(says(&address, &["scan"]).lines().count(), 2);
+}
+
+#[test]
+fn marks_and_line_ends_of_other_systems_are_no_part_of_keys() {
+    let dir = temp_dir();
+    let (_node, address) = node(dir.path());
+    let import = |name: &str, text: &str, options: &[&str]| {
+        let file = dir.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        says(&address, &[&["import", file.to_str().unwrap(), "--key"], options].concat());
+    };
+    import("a.tsv", "\u{feff}a1\tx\r\na2\ty\r\n\r\na3\tz", &["1", "--value", "2"]);
+    import("b.tsv", "one\tb1\r\ntwo\tb2\r\n", &["2"]);
+    import("c.ndjson", "\u{feff}{\"k\": \"c1\"}\r\n{\"k\": \"c\\u0032\", \"v\": \"\\\"\"}\r\n", &["k"]);
+    let rows = says(&address, &["scan"]);
+    // A whole line is a value as it stands, so that an export of it is the file again.
+    let whole = "b1\tone\\tb1\\r\nb2\ttwo\\tb2\\r\nc1\t{\"k\": \"c1\"}\\r\n";
+    assert!(rows.starts_with(&format!("a1\tx\na2\ty\na3\tz\n{whole}c2\t{{")), "{rows}");
 }
 
 #[test]

@@ -383,7 +383,7 @@ fn a_directory_of_another_cluster_or_node_is_refused_by_name() {
     assert!(other.to_string().contains("belongs to cluster 1, not 7"), "{other}");
     let other =
         Engine::open(Config { node: NodeId(9), ..small(Config::embedded(dir.path())) }).err().unwrap();
-    assert!(other.to_string().contains("belongs to node n1, not n9"), "{other}");
+    assert!(other.to_string().contains("belongs to node 1, not 9"), "{other}");
     let more = Config { shards: 2, ..small(Config::embedded(dir.path())) };
     let other = Engine::open(more).err().unwrap();
     assert!(other.to_string().contains("founded with members n1, 1 shards, 1 replicas"), "{other}");

@@ -9,6 +9,7 @@ mod documents;
 mod engine;
 mod fuzz;
 mod loop_disk;
+mod lost_store;
 mod many_groups;
 mod members;
 mod old_streams;

@@ -136,6 +136,9 @@ fn mistakes_in_a_configuration_are_answered_with_what_to_do() {
         String::from_utf8(output.stderr).unwrap()
     };
     assert!(error(&dir.path().join("none.toml")).contains("floe config >"));
+    let directory = error(dir.path());
+    assert!(directory.contains("Is a directory") && !directory.contains("floe config"), "{directory}");
+    assert!(error(&config_file(dir.path(), &"# ".repeat(1 << 20))).contains("that is no configuration"));
     assert!(error(&config_file(dir.path(), "colour = 1")).contains("colour"));
     assert!(error(&config_file(dir.path(), "cores = 1")).contains("members"));
     let own = std::fs::read_to_string(single(dir.path())).unwrap();

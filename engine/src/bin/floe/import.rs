@@ -25,6 +25,8 @@ const LINES_MAX: usize = 1 << 20;
 const LISTED_MAX: usize = 20;
 /// Longest line that is read as one: the largest row as `floe export` writes it, in which a byte may take six ("\u0001").
 const LINE_BYTES_MAX: u64 = 6 * (KEY_BYTES_MAX + VALUE_BYTES_MAX) as u64 + 4096;
+/// What some editors begin a text with. It belongs to no row.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Imports a file, one row per line.
 ///
@@ -96,6 +98,7 @@ enum Fate {
 
 pub fn run(args: ImportArgs) -> Result<(), String> {
     let name = args.file.display();
+    let (file, len) = open(&args.file)?;
     let shape = Shape {
         format: args.format.or_else(|| Format::of_file(&args.file)).ok_or_else(|| {
             format!("is {} TSV or NDJSON? Say --format tsv or --format ndjson", args.file.display())
@@ -105,8 +108,6 @@ pub fn run(args: ImportArgs) -> Result<(), String> {
         escaped: args.escaped,
     };
     shape.check()?;
-    let file = File::open(&args.file).map_err(|error| format!("can't open {name}: {error}"))?;
-    let len = file.metadata().map_err(|error| format!("can't read {name}: {error}"))?.len();
     let sidecar = Sidecar::new(&args, &shape);
     let mark = if args.restart { Mark::default() } else { sidecar.load(len)? };
     if mark.offset > 0 {
@@ -135,6 +136,22 @@ pub fn run(args: ImportArgs) -> Result<(), String> {
         0 => Ok(()),
         bad => Err(format!("{bad} lines of {name} were not imported: mend them and import them again")),
     }
+}
+
+/// The file and its length.
+fn open(path: &Path) -> Result<(File, u64), String> {
+    let name = path.display();
+    let no_file = || {
+        format!(
+            "{name} is no regular file, in which an import could go on where it was cut: write the rows into one first"
+        )
+    };
+    if path == Path::new("-") {
+        return Err(no_file());
+    }
+    let file = File::open(path).map_err(|error| format!("can't open {name}: {error}"))?;
+    let metadata = file.metadata().map_err(|error| format!("can't read {name}: {error}"))?;
+    if metadata.is_file() { Ok((file, metadata.len())) } else { Err(no_file()) }
 }
 
 fn bar(len: u64, from: u64) -> ProgressBar {
@@ -185,7 +202,10 @@ impl Import {
             if line.last() == Some(&b'\n') {
                 line.pop();
             }
-            let is_none = line.is_empty() || (header && number == 1);
+            if number == 1 && line.starts_with(BYTE_ORDER_MARK) {
+                line.drain(..BYTE_ORDER_MARK.len());
+            }
+            let is_none = matches!(line[..], [] | [b'\r']) || (header && number == 1);
             let row = (!is_none).then(|| row(shape, &line));
             self.take(offset, row)?;
         }

@@ -5,6 +5,7 @@ mod export;
 mod import;
 mod lanes;
 mod local;
+mod members;
 mod node;
 mod scrape;
 mod signals;
@@ -41,6 +42,8 @@ enum Command {
     Scan(cluster::ScanArgs),
     Import(import::ImportArgs),
     Export(export::ExportArgs),
+    Evict(members::EvictArgs),
+    Admit(members::AdmitArgs),
     /// Prints the default settings with their meaning, as a file for `floe node --config`.
     Config,
     /// Looks at the write-ahead log of a node that doesn't run. Changes nothing.
@@ -64,6 +67,8 @@ fn main() -> ExitCode {
         Command::Scan(args) => cluster::scan(args),
         Command::Import(args) => import::run(args),
         Command::Export(args) => export::run(args),
+        Command::Evict(args) => members::evict(&args),
+        Command::Admit(args) => members::admit(&args),
         Command::Config => print(&floe::config_file::explain(&floe::config_file::defaults())),
         Command::Wal(command) => return wal::run(&command),
         Command::Completions { shell } => {

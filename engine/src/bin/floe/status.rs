@@ -50,10 +50,24 @@ pub fn run(args: &StatusArgs) -> Result<(), String> {
 }
 
 /// One node, asked.
-struct Node {
-    id: u64,
-    address: String,
-    status: Result<NodeStatus, String>,
+pub struct Node {
+    pub id: u64,
+    pub address: String,
+    pub status: Result<NodeStatus, String>,
+}
+
+/// Asks a cluster's nodes how they stand, all at once.
+pub fn ask_nodes(cluster: &Cluster, limit: Duration) -> Result<(MapInfo, Vec<Node>), String> {
+    let map = first_map(cluster.named()?, limit)?;
+    let ask = |(id, address): (u64, String)| {
+        thread::spawn(move || {
+            let status = ask_status(&address, limit).map_err(|error| error.reason());
+            Node { id, address, status }
+        })
+    };
+    let asked: Vec<_> = map.nodes.iter().copied().zip(map.addresses.iter().cloned()).map(ask).collect();
+    let nodes = asked.into_iter().map(thread::JoinHandle::join).collect::<Result<_, _>>();
+    Ok((map, nodes.map_err(|_| "a thread that asked a node has panicked")?))
 }
 
 /// One shard, as its replicas see it together.
@@ -63,6 +77,8 @@ struct Shard {
     leader: u64,
     term: u64,
     commit: u64,
+    /// Nodes of its voters, as the leader has them; none without a leader.
+    voters: Vec<u64>,
     /// Node, entries behind `commit`, and what is wrong with the replica.
     replicas: Vec<(u64, u64, String)>,
 }
@@ -70,23 +86,15 @@ struct Shard {
 struct Picture {
     nodes: Vec<Node>,
     shards: Vec<Shard>,
+    /// Replicas that a shard should have.
+    replication: usize,
 }
 
 impl Picture {
     fn take(args: &StatusArgs) -> Result<Self, String> {
-        let limit = args.cluster.limit().min(ASK_LIMIT);
-        let map = first_map(args.cluster.named()?, limit)?;
-        let ask = |(id, address): (u64, String)| {
-            thread::spawn(move || {
-                let status = ask_status(&address, limit).map_err(|error| error.reason());
-                Node { id, address, status }
-            })
-        };
-        let asked: Vec<_> = map.nodes.into_iter().zip(map.addresses).map(ask).collect();
-        let nodes = asked.into_iter().map(thread::JoinHandle::join).collect::<Result<Vec<_>, _>>();
-        let nodes = nodes.map_err(|_| "a thread that asked a node has panicked")?;
+        let (map, nodes) = ask_nodes(&args.cluster, args.cluster.limit().min(ASK_LIMIT))?;
         let shards = map.shards.iter().map(|bytes| shard(bytes, &nodes)).collect::<Result<_, _>>()?;
-        Ok(Self { nodes, shards })
+        Ok(Self { nodes, shards, replication: map.replication as usize })
     }
 
     fn verdict(&self) -> Result<(), String> {
@@ -129,6 +137,18 @@ impl Picture {
         }
         let led = self.shards.iter().filter(|shard| shard.leader > 0).count();
         let _ = writeln!(out, "\n{led} of {} shards have a leader", self.shards.len());
+        let few =
+            self.shards.iter().filter(|shard| shard.leader > 0 && shard.voters.len() < self.replication);
+        match few.count() {
+            0 => {}
+            few => {
+                let should = self.replication;
+                let _ = writeln!(
+                    out,
+                    "{few} shards have fewer than {should} voters: `floe admit NODE` gives them one"
+                );
+            }
+        }
         let is_shown = |shard: &&Shard| {
             all || shard.leader == 0
                 || shard.replicas.iter().any(|(_, lag, fault)| *lag > 0 || !fault.is_empty())
@@ -178,6 +198,7 @@ impl Picture {
                 .map(|(node, lag, fault)| json!({ "node": node, "lag": lag, "fault": fault }));
             json!({
                 "shard": shard.id, "leader": shard.leader, "term": shard.term, "commit": shard.commit,
+                "voters": shard.voters,
                 "replicas": replicas.collect::<Vec<_>>(),
             })
         });
@@ -212,6 +233,7 @@ fn shard(descriptor: &[u8], nodes: &[Node]) -> Result<Shard, String> {
         leader: leader.map_or(0, |(node, _)| *node),
         term: replicas.iter().map(|(_, replica)| replica.term).max().unwrap_or(0),
         commit,
+        voters: leader.map_or_else(Vec::new, |(_, replica)| replica.voters.clone()),
         replicas: replicas
             .iter()
             .map(|(node, replica)| (*node, commit.saturating_sub(replica.applied), replica.fault.clone()))
@@ -257,9 +279,10 @@ mod tests {
     fn the_verdict_names_what_is_wrong_and_nothing_else() {
         let node = |id, status| Node { id, address: String::new(), status };
         let down = || Err("connecting: refused".into());
-        let shard = |leader| Shard { id: 1, leader, term: 1, commit: 1, replicas: Vec::new() };
+        let shard =
+            |leader| Shard { id: 1, leader, term: 1, commit: 1, voters: Vec::new(), replicas: Vec::new() };
         let nodes = vec![node(1, Ok(NodeStatus::default())), node(2, down()), node(4, down())];
-        let mut picture = Picture { nodes, shards: vec![shard(0), shard(1)] };
+        let mut picture = Picture { nodes, shards: vec![shard(0), shard(1)], replication: 1 };
         let said = picture.verdict().unwrap_err();
         assert!(said.contains("no answer from node 2, 4: is") && said.contains("that answers: 1."), "{said}");
         picture.nodes.truncate(1);
