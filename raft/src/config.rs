@@ -141,3 +141,40 @@ impl Config {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each bound holds for the default, and is broken by a value that just breaks it.
+    #[test]
+    fn what_breaks_a_bound_is_refused_by_the_fields_name() {
+        type Break = fn(&mut Config);
+        let breaks: [(&str, Break); 12] = [
+            ("heartbeat_interval_ns", |config| config.heartbeat_interval_ns = 0),
+            // The time of a broadcast has to be far below that of an election (paper §5.6).
+            ("election_timeout_min_ns", |config| {
+                config.election_timeout_min_ns = 2 * config.heartbeat_interval_ns
+            }),
+            ("election_timeout_max_ns", |config| {
+                config.election_timeout_max_ns = config.election_timeout_min_ns
+            }),
+            ("lease_drift_ppm", |config| config.lease_drift_ppm = 9_999),
+            ("lease_drift_ppm", |config| config.lease_drift_ppm = 500_001),
+            ("lease_slack_ns", |config| config.lease_slack_ns = config.election_timeout_min_ns),
+            ("append_bytes_max", |config| config.append_bytes_max = 0),
+            ("inflight_messages_max", |config| config.inflight_messages_max = 0),
+            ("inflight_bytes_max", |config| config.inflight_bytes_max = 0),
+            ("uncommitted_bytes_max", |config| config.uncommitted_bytes_max = 0),
+            ("apply_bytes_max", |config| config.apply_bytes_max = 0),
+            ("peer_reads_max", |config| config.peer_reads_max = 0),
+        ];
+        assert_eq!(Config::default().validate(), Ok(()));
+        for (field, broken) in breaks {
+            let mut config = Config::default();
+            broken(&mut config);
+            let error = config.validate().expect_err(field);
+            assert_eq!(error.field, field, "{error}");
+        }
+    }
+}

@@ -215,6 +215,9 @@ impl Raft {
             }
             Role::PreCandidate(_) | Role::Candidate(_) => self.maybe_campaign(),
         }
+        // Whoever calls this until nothing is due would never come to an end.
+        let (now, due_at, role) = (self.now, self.deadline(), self.role.kind());
+        assert!(due_at > now, "{}: a tick at {now} leaves what was due at {due_at}: {role:?}", self.id);
     }
 
     /// The earliest time at which [`Raft::tick`] would do something; [`Nanos::MAX`] if never. May move

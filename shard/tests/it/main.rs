@@ -201,6 +201,30 @@ fn overwritten_proposal_is_answered_overwritten() {
     assert_eq!(value_of(&value), Some(&b"2"[..]));
 }
 
+/// Its first answer is lost with the leader; by the condition the second attempt finds the first one done.
+#[test]
+fn a_conditional_write_that_is_asked_again_after_its_leader_crashed_is_applied_once() {
+    let mut cluster = one_shard();
+    let old = cluster.await_leader(S1);
+    cluster.run(100);
+    let mut batch = WriteBatch::new();
+    batch.if_absent("lock").put("lock", "mine");
+    let claim = Request::Write { shard: S1, command: encode(&batch, 1).unwrap() };
+    let commit = |cluster: &Cluster| cluster.nodes[old].multi.raft(S1).unwrap().commit();
+    let before = commit(&cluster);
+    cluster.submit(old, claim.clone());
+    cluster.run_until("a commit", |cluster| commit(cluster) > before);
+    cluster.restart(old, false);
+    cluster.isolated.insert(old);
+    let new = cluster.await_leader(S1);
+    assert_eq!(cluster.ask(new, claim), Answer::ConditionFailed { condition: 0 });
+    let Answer::Value(Some(found)) = cluster.get(new, S1, b"lock") else { panic!("the claim is lost") };
+    assert_eq!((&found.value[..], found.version), (&b"mine"[..], before + 1), "it is the first attempt's");
+    cluster.isolated.clear();
+    cluster.run(500);
+    cluster.assert_equal_states(S1);
+}
+
 #[test]
 fn isolated_leader_serves_no_stale_read() {
     let mut cluster = one_shard();
