@@ -142,6 +142,7 @@ impl Engine {
         let mut sum = Metrics::sum(self.metrics.iter().map(|core| &**core));
         if let Some(janitor) = &self.janitor {
             janitor.apply_latency().add_to(&mut sum.apply_latency);
+            sum.write_buffer_bytes = janitor.write_buffer_bytes();
         }
         sum
     }

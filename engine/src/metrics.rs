@@ -96,6 +96,10 @@ counters! {
     wal_queued_bytes,
     /// Bytes of segment files, now.
     wal_disk_bytes,
+    /// Bytes of shards' logs in memory, now.
+    log_memory_bytes,
+    /// Bytes of what isn't in tables yet, and of what views of it hold, now.
+    write_buffer_bytes,
     /// Frames sent to peers.
     frames_sent,
     /// Bytes of those frames.

@@ -415,6 +415,7 @@ impl Running {
         set(&metrics.wal_entries, wal.entries);
         set(&metrics.wal_queued_bytes, self.wal.queued_bytes() as u64);
         set(&metrics.wal_disk_bytes, self.wal.bytes_used());
+        set(&metrics.log_memory_bytes, self.multi.log_bytes() as u64);
         set(&metrics.requests_pending, self.requests.len() as u64);
         let shard = self.multi.stats();
         set(&metrics.proposals, shard.proposals);

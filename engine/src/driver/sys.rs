@@ -88,6 +88,14 @@ pub(crate) fn bound_segments(listener: BorrowedFd<'_>) -> io::Result<()> {
     set_option(listener, libc::IPPROTO_TCP, libc::TCP_MAXSEG, SEGMENT_BYTES_MAX)
 }
 
+/// Starts to write what of a file the page cache alone holds, and waits for what was started before. It makes nothing
+/// durable: neither the file's metadata nor the disk's own cache are flushed.
+pub(crate) fn write_back(file: BorrowedFd<'_>) -> io::Result<()> {
+    let how = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE;
+    // SAFETY: no pointers. A length of 0 means up to the end.
+    check(unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, how) }).map(drop)
+}
+
 /// Waits until a descriptor can be read, or accepted from; false if the time runs out.
 pub(crate) fn wait_readable(descriptor: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
     let mut poll = libc::pollfd { fd: descriptor.as_raw_fd(), events: libc::POLLIN, revents: 0 };

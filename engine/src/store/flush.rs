@@ -28,10 +28,6 @@ pub(super) struct TreeFlush {
 impl TreeFlush {
     fn ingest(&self) -> Result<(), String> {
         let tree = self.home.tree_or_new(&self.stores)?;
-        if tree.is_piled_up() {
-            self.stores.compact(&self.home);
-            return Err(format!("tree {} waits for compaction", self.home.number()));
-        }
         let tables = tree.tables();
         let memtable = Sealed::merged(&self.sealed);
         tree.ingest(|rows| write(&memtable, &tables, rows), &encode_dump(&self.head, &self.body))
@@ -54,6 +50,23 @@ impl Dump for TreeFlush {
     fn encode_into(&self, buffer: &mut [u8]) {
         buffer.copy_from_slice(&self.body);
     }
+}
+
+/// A flush that has to wait until the tree is compacted. Nothing is sealed for it: it is tried again with what is there then.
+pub(super) struct Postponed {
+    pub(super) tree: u64,
+}
+
+impl Dump for Postponed {
+    fn prepare(&mut self) -> Result<(), String> {
+        Err(format!("tree {} waits for compaction", self.tree))
+    }
+
+    fn len(&self) -> usize {
+        0
+    }
+
+    fn encode_into(&self, _: &mut [u8]) {}
 }
 
 /// The dump's bytes for a tree.

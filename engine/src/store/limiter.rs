@@ -1,19 +1,23 @@
-//! Keeps the writing of tables out of the log's way: in small synced steps, and below so many bytes per second, for all
+//! Keeps the writing of tables out of the log's way: in small steps, and below so many bytes per second, for all
 //! trees of a node together.
 //!
 //! A table that is synced only when it is complete hands the disk tens of megabytes at once, and the log's next write
-//! waits behind them. So whatever writes tables stops after each step, syncs what it has written, and waits until
-//! the rate allows more. Flushes wait only while memory isn't short: else writers would be refused for the sake of the rate.
+//! waits behind them. So whatever writes tables stops after each step, has the kernel write it, waits for the step before,
+//! and until the rate allows more. (A sync per step would wait for the disk's cache and the file's metadata each time: it
+//! held compaction to 32 MB/s.) Flushes wait for the rate only while memory isn't short: else writers would be refused for
+//! its sake.
 //!
 //! lsm-tree writes a table, and merges, in one call and offers nothing of that. But its files lie in one directory and have
-//! ascending numbers, so that they can be synced from outside; and a merge shows every row that it keeps to
-//! a filter, which may take its time.
+//! ascending numbers, so that they can be reached from outside; and a merge shows every row that it keeps to
+//! a filter, which may take its time. It syncs each table itself when that is complete.
 
 use super::memtable::Budget;
+use crate::driver::sys;
 use floe_shard::Pressure;
 use lsm_tree::compaction::filter::{CompactionFilter, Context, Factory, ItemAccessor, Verdict};
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -82,7 +86,7 @@ impl Writing {
         if self.bytes < STEP_BYTES {
             return Ok(());
         }
-        self.sync()?;
+        self.write_back()?;
         let step = std::mem::take(&mut self.bytes);
         if self.reason == Reason::Compaction || self.limiter.memory.pressure() == Pressure::None {
             self.limiter.take(step);
@@ -90,14 +94,14 @@ impl Writing {
         Ok(())
     }
 
-    /// Syncs what it may have written; syncing others' tables too does no harm.
-    fn sync(&self) -> io::Result<()> {
+    /// Hands the disk what it may have written; doing so to others' tables too does no harm.
+    fn write_back(&self) -> io::Result<()> {
         let own = numbers(&self.tables)?.into_iter().filter(|&number| number >= self.lowest);
         for number in own {
-            match File::open(self.tables.join(number.to_string())).and_then(|file| file.sync_data()) {
+            match File::open(self.tables.join(number.to_string())).and_then(|file| sys::write_back(file.as_fd())) {
                 // Another one's, which a merge has replaced meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                synced => synced?,
+                begun => begun?,
             }
         }
         Ok(())

@@ -8,7 +8,7 @@
 //! on replicas that applied the same commands with the same results; unlike the memory store's it doesn't look
 //! at the rows, which would take a read per write.
 
-use super::flush::{TreeFlush, body};
+use super::flush::{Postponed, TreeFlush, body};
 use super::image::{self, Content, WholeDump};
 use super::memtable::{Charge, Entry, Fetched, Memtable, Sealed, value};
 use super::stores::{Home, Stores};
@@ -216,6 +216,10 @@ impl StateMachine for LsmStore {
 
     fn flush(&mut self, head: &DumpHead) -> Option<Box<dyn Dump>> {
         self.release_flushed();
+        if self.home.tables().is_some_and(|tables| tables.are_piled_up()) {
+            self.stores.compact(&self.home);
+            return Some(Box::new(Postponed { tree: self.home.number() }));
+        }
         if !self.active.is_empty() {
             let charge = std::mem::replace(&mut self.charge, Charge::new(self.stores.budget()));
             self.sealed.insert(0, Sealed::new(std::mem::take(&mut self.active), charge));

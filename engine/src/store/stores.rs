@@ -1,5 +1,6 @@
 //! What the durable stores of a node share: memory for memtables, caches, the directory that the trees lie in, and the
-//! threads that compact and clean up behind them.
+//! threads that compact and clean up behind them. Cleaning up has a thread of its own: memtables that were flushed count
+//! against the budget until they are freed, which must not wait for a compaction of seconds.
 //!
 //! Trees lie in `store/t<number>`; numbers are not used twice while the process lives, and begin above all that lie
 //! there. Which trees count is said by the dumps that the log names; at start, what none of them names is removed.
@@ -24,9 +25,11 @@ use std::thread::JoinHandle;
 const DIR: &str = "store";
 /// Steps of compaction after a flush, at the most; another flush brings more.
 const STEPS_MAX: usize = 32;
+/// Trees that are compacted at a time. Two come up to the rate that is the default.
+const COMPACTORS: usize = 2;
 
+/// What is cleaned up.
 enum Task {
-    Compact(Weak<Home>),
     Remove(PathBuf),
     /// Freed here rather than where it was held: a memtable takes milliseconds.
     Drop(Box<dyn Any + Send>),
@@ -42,14 +45,20 @@ pub struct Stores {
     next: AtomicU64,
     /// Trees that lay here at start and that nothing has named yet.
     strays: Mutex<BTreeSet<u64>>,
-    tasks: Mutex<Option<Sender<Task>>>,
+    /// `None` once the threads are to end.
+    queues: Mutex<Option<Queues>>,
     stops: Arc<AtomicBool>,
+}
+
+struct Queues {
+    cleanup: Sender<Task>,
+    compaction: Sender<Weak<Home>>,
 }
 
 /// Ends the threads behind the stores of a node when it is dropped.
 pub struct Janitor {
     stores: Arc<Stores>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Stores {
@@ -69,7 +78,8 @@ impl Stores {
             let name = entry?.file_name();
             strays.extend(name.to_str().and_then(|name| name.strip_prefix('t')?.parse::<u64>().ok()));
         }
-        let (sender, tasks) = channel();
+        let (cleanup, tasks) = channel();
+        let (compaction, due) = channel();
         let budget = Budget::new(settings.write_buffer_bytes);
         let stores = Arc::new(Self {
             dir,
@@ -78,13 +88,16 @@ impl Stores {
             apply_latency: Latency::default(),
             next: AtomicU64::new(strays.last().map_or(1, |last| last + 1)),
             strays: Mutex::new(strays),
-            tasks: Mutex::new(Some(sender)),
+            queues: Mutex::new(Some(Queues { cleanup, compaction })),
             stops: Arc::new(AtomicBool::new(false)),
         });
-        let stops = stores.stops.clone();
-        let thread =
-            std::thread::Builder::new().name("floe-store".into()).spawn(move || serve(&tasks, &stops))?;
-        Ok((stores.clone(), Janitor { stores, thread: Some(thread) }))
+        let mut threads = vec![background("floe-store".into(), move || clean_up(&tasks))?];
+        let due = Arc::new(Mutex::new(due));
+        for number in 0..COMPACTORS {
+            let (due, stops) = (due.clone(), stores.stops.clone());
+            threads.push(background(format!("floe-compact{number}"), move || compact_all(&due, &stops))?);
+        }
+        Ok((stores.clone(), Janitor { stores, threads }))
     }
 
     /// What memtables take, and may take.
@@ -98,14 +111,14 @@ impl Stores {
 
     /// A tree to be, made when something is flushed into it.
     pub(super) fn new_home(&self) -> Arc<Home> {
-        Arc::new(Home { number: self.next.fetch_add(1, Ordering::Relaxed), tree: OnceLock::new() })
+        Arc::new(Home::new(self.next.fetch_add(1, Ordering::Relaxed)))
     }
 
     /// A tree that a dump names.
     pub(super) fn open_home(&self, number: u64) -> Result<Arc<Home>, String> {
         let tree = Tree::open(&self.path(number), &self.shared)?;
         self.strays.lock().remove(&number);
-        let home = Home { number, tree: OnceLock::new() };
+        let home = Home::new(number);
         assert!(home.tree.set(tree).is_ok(), "tree {number} was just made");
         Ok(Arc::new(home))
     }
@@ -122,7 +135,12 @@ impl Stores {
 
     /// Compacts a tree if that is due.
     pub(super) fn compact(&self, home: &Arc<Home>) {
-        self.hand_over(Task::Compact(Arc::downgrade(home)));
+        if !home.awaits_compaction.swap(true, Ordering::Relaxed)
+            && let Some(queues) = &*self.queues.lock()
+        {
+            // Without a receiver the process is about to end, here and below: strays wait for the next start.
+            let _ = queues.compaction.send(Arc::downgrade(home));
+        }
     }
 
     /// Drops something big elsewhere.
@@ -131,8 +149,7 @@ impl Stores {
     }
 
     fn hand_over(&self, task: Task) {
-        // Without a receiver the process is about to end: strays wait for the next start.
-        let _ = self.tasks.lock().as_ref().map(|tasks| tasks.send(task));
+        let _ = self.queues.lock().as_ref().map(|queues| queues.cleanup.send(task));
     }
 }
 
@@ -140,6 +157,11 @@ impl Janitor {
     /// How long commands took to apply, of some.
     pub(crate) fn apply_latency(&self) -> &Latency {
         self.stores.apply_latency()
+    }
+
+    /// What memtables take now.
+    pub(crate) fn write_buffer_bytes(&self) -> u64 {
+        self.stores.budget.used()
     }
 
     /// Every shard is restored: what no dump names goes.
@@ -153,23 +175,28 @@ impl Janitor {
 impl Drop for Janitor {
     fn drop(&mut self) {
         self.stores.stops.store(true, Ordering::Relaxed);
-        *self.stores.tasks.lock() = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the stores' thread panicked");
+        *self.stores.queues.lock() = None;
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the stores panicked");
+            }
         }
     }
 }
 
-/// One task after another, at the lowest priority.
-fn serve(tasks: &Receiver<Task>, stops: &AtomicBool) {
-    if let Err(error) = sys::lower_priority() {
-        tracing::debug!(%error, "the stores' thread keeps its priority");
-    }
+/// Starts a thread of the lowest priority.
+fn background(name: String, serve: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name).spawn(move || {
+        if let Err(error) = sys::lower_priority() {
+            tracing::debug!(%error, "the stores' threads keep their priority");
+        }
+        serve();
+    })
+}
+
+fn clean_up(tasks: &Receiver<Task>) {
     while let Ok(task) = tasks.recv() {
         match task {
-            Task::Compact(home) => compact(&home, stops),
             Task::Remove(path) => match fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!(path = %path.display(), %error, "a tree that nothing names could not be removed");
@@ -181,31 +208,42 @@ fn serve(tasks: &Receiver<Task>, stops: &AtomicBool) {
     }
 }
 
-fn compact(home: &Weak<Home>, stops: &AtomicBool) {
-    for _ in 0..STEPS_MAX {
-        let home = home.upgrade();
-        let Some(tree) =
-            home.as_ref().and_then(|home| home.tree.get()).filter(|_| !stops.load(Ordering::Relaxed))
-        else {
-            return;
-        };
-        match tree.compact() {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => {
-                return tracing::error!(%error, "a tree could not be compacted; it will be tried again");
-            }
+/// Compacts one tree after another.
+fn compact_all(due: &Mutex<Receiver<Weak<Home>>>, stops: &AtomicBool) {
+    loop {
+        let next = due.lock().recv();
+        let Ok(home) = next else { return };
+        if let Err(error) = compact(&home, stops) {
+            tracing::error!(%error, "a tree could not be compacted; it will be tried again");
         }
     }
+}
+
+fn compact(home: &Weak<Home>, stops: &AtomicBool) -> Result<(), String> {
+    for _ in 0..STEPS_MAX {
+        let Some(home) = home.upgrade().filter(|_| !stops.load(Ordering::Relaxed)) else { return Ok(()) };
+        // A flush after this asks anew.
+        home.awaits_compaction.store(false, Ordering::Relaxed);
+        if !home.tree.get().map_or(Ok(false), Tree::compact)? {
+            return Ok(());
+        }
+    }
+    Ok(())
 }
 
 /// Where a shard's tree is, or will be.
 pub(super) struct Home {
     number: u64,
     tree: OnceLock<Tree>,
+    /// It is in the queue.
+    awaits_compaction: AtomicBool,
 }
 
 impl Home {
+    fn new(number: u64) -> Self {
+        Self { number, tree: OnceLock::new(), awaits_compaction: AtomicBool::new(false) }
+    }
+
     pub(super) fn number(&self) -> u64 {
         self.number
     }

@@ -120,11 +120,6 @@ impl Tree {
         self.tables.load_full()
     }
 
-    /// Whether flushes must wait for compaction.
-    pub(super) fn is_piled_up(&self) -> bool {
-        self.tree.l0_run_count() >= LEVEL0_RUNS_MAX
-    }
-
     /// Adds rows in ascending order, and `meta`, all at once and durably.
     pub(super) fn ingest(
         &self,
@@ -191,6 +186,7 @@ impl Rows<'_> {
 /// The tables of one version of a tree: runs from new to old; the tables of a run are disjoint and ascend.
 pub(super) struct Tables {
     runs: Vec<Vec<Table>>,
+    level0_runs: usize,
     dir: PathBuf,
     bytes: u64,
 }
@@ -204,7 +200,13 @@ impl Tables {
         let runs: Vec<Vec<Table>> =
             version.iter_levels().flat_map(|level| level.iter()).map(|run| run.to_vec()).collect();
         let bytes = runs.iter().flatten().map(|table| table.metadata.file_size).sum();
-        Self { runs, dir: dir.into(), bytes }
+        let level0_runs = version.iter_levels().next().map_or(0, |level| level.iter().count());
+        Self { runs, level0_runs, dir: dir.into(), bytes }
+    }
+
+    /// Whether flushes must wait for compaction.
+    pub(super) fn are_piled_up(&self) -> bool {
+        self.level0_runs >= LEVEL0_RUNS_MAX
     }
 
     /// Whether there are none.
