@@ -113,8 +113,8 @@ pub struct Config {
     pub send_queue_bytes_max: usize,
     /// In-memory log of a shard that makes it flush its state. Default 4 MiB.
     pub flush_log_bytes: usize,
-    /// In-memory log of a shard beyond which slow followers are left to catch up by a dump.
-    /// Default 32 MiB.
+    /// In-memory log of a shard beyond which slow followers are left to catch up by a dump, unless it is less than
+    /// half of the shard's state. Default 32 MiB.
     pub log_bytes_max: usize,
     /// In-memory logs of all shards of this node; each core has an equal part. From half of it on slow followers are fed
     /// less and what only they need is dropped: they catch up by a dump. At all of it writes are refused as

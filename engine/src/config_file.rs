@@ -92,7 +92,8 @@ section! {
         send_queue_bytes_max: Size,
         /// In-memory log of a shard that makes it flush its state. Above 0.
         flush_log_bytes: Size,
-        /// In-memory log of a shard beyond which slow followers are left to catch up by a dump; at least `flush_log_bytes`.
+        /// In-memory log of a shard beyond which slow followers are left to catch up by a dump, unless it is less than half
+        /// of the shard's state; at least `flush_log_bytes`.
         log_bytes_max: Size,
         /// In-memory logs of all shards, divided among the cores: from half of it on slow followers are left to catch up by
         /// dumps, at all of it writes are refused as busy. At least twice `flush_log_bytes` per core.

@@ -16,8 +16,8 @@ pub struct ShardConfig {
     /// that is more (big states aren't dumped all the time), but never more than `log_bytes_max`.
     /// Default 4 MiB.
     pub flush_log_bytes: usize,
-    /// Beyond this much log in memory a shard drops what is dumped, even if a follower still needs
-    /// it: that follower gets the dump. Default 32 MiB.
+    /// Beyond this much log in memory, and beyond half of its state's size, a shard drops what is dumped, even if a
+    /// follower still needs it: that follower gets the dump. Default 32 MiB.
     pub log_bytes_max: usize,
     /// What the logs in memory of all shards of this core may take together: a part of the node's budget, see
     /// `log_budget.rs`. At least twice `flush_log_bytes`. Default 256 MiB.

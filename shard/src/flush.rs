@@ -180,7 +180,7 @@ impl MultiRaft {
         if std::mem::take(&mut replica.flush.reset_after) && replica.install.is_none() {
             replica.write_reset();
         }
-        replica.maybe_compact(self.config.log_bytes_max);
+        replica.maybe_compact(Some(self.config.log_bytes_max));
         if replica.base.dump_len.is_some() {
             self.offer_or_give_up(slot, true);
             self.want_files(slot);
@@ -285,14 +285,17 @@ impl Replica {
     }
 
     /// Drops the log that is dumped and that nobody is going to be sent: up to what every follower has and
-    /// every running transfer ends at; up to the dump alone if the log is beyond its bound.
-    pub(crate) fn maybe_compact(&mut self, log_bytes_max: usize) {
+    /// every running transfer ends at; up to the dump alone if the log is beyond `log_bytes_max` and beyond half of the
+    /// state, up to which a dump would cost a slow follower more. `None` = nothing is kept for slow followers.
+    pub(crate) fn maybe_compact(&mut self, log_bytes_max: Option<usize>) {
         let flushed = self.base.flushed.index;
         if self.raft.first_index() > flushed || self.install.is_some() {
             return;
         }
         let mut to = flushed;
-        if self.raft.log_bytes() <= log_bytes_max {
+        let log_bytes = self.raft.log_bytes();
+        let is_worth_it = |max| log_bytes <= max || log_bytes as u64 <= self.machine.size_bytes() / 2;
+        if log_bytes_max.is_some_and(is_worth_it) {
             to = to.min(self.raft.min_matched().unwrap_or(flushed));
         }
         for outgoing in &self.work.outgoing {

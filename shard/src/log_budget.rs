@@ -111,7 +111,7 @@ impl MultiRaft {
             if self.log_budget.bytes <= self.log_aim() {
                 return;
             }
-            self.replicas[slot].maybe_compact(0);
+            self.replicas[slot].maybe_compact(None);
             self.count_log(slot);
         }
     }
@@ -133,7 +133,7 @@ impl MultiRaft {
         while let Some(at) = self.replicas[slot].work.outgoing.iter().position(holds) {
             self.end_outgoing_at(slot, at, Some(false));
         }
-        self.replicas[slot].maybe_compact(0);
+        self.replicas[slot].maybe_compact(None);
         self.count_log(slot);
     }
 

@@ -70,7 +70,7 @@ impl MultiRaft {
         if replica.routes_since != replica.raft.membership_index() {
             replica.refresh_routes(&self.peers, &mut self.shared);
         }
-        replica.maybe_compact(self.config.log_bytes_max);
+        replica.maybe_compact(Some(self.config.log_bytes_max));
         self.count_log(slot);
         let replica = &mut self.replicas[slot];
         if replica.raft.has_ready() || !replica.work.held.is_empty() || !replica.work.own_records.is_empty() {

@@ -98,7 +98,9 @@ impl Writing {
     fn write_back(&self) -> io::Result<()> {
         let own = numbers(&self.tables)?.into_iter().filter(|&number| number >= self.lowest);
         for number in own {
-            match File::open(self.tables.join(number.to_string())).and_then(|file| sys::write_back(file.as_fd())) {
+            match File::open(self.tables.join(number.to_string()))
+                .and_then(|file| sys::write_back(file.as_fd()))
+            {
                 // Another one's, which a merge has replaced meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 begun => begun?,

@@ -312,6 +312,30 @@ fn a_follower_behind_the_log_gets_the_dump_and_goes_on() {
 }
 
 #[test]
+fn log_of_less_than_half_the_state_is_kept_for_a_slow_follower() {
+    let mut cluster = small_logs();
+    let leader = cluster.await_leader(S1);
+    for key in 0..800 {
+        cluster.put(leader, S1, format!("state {key}").as_bytes(), &[1; 1024]);
+    }
+    cluster.run(100);
+    let behind = others(leader)[0];
+    cluster.isolated.insert(behind);
+    // Twice `log_bytes_max`, and dumped on the way.
+    fill(&mut cluster, leader, 256);
+    let raft = cluster.nodes[leader].multi.raft(S1).unwrap();
+    assert!(raft.log_bytes() > 256 << 10 && raft.first_index() > 1, "{} bytes of log", raft.log_bytes());
+    cluster.isolated.clear();
+    cluster.await_leader(S1);
+    cluster.run(2000);
+    cluster.assert_equal_states(S1);
+    assert_eq!(cluster.nodes[behind].multi.stats().installs, 0);
+    // Nobody needs it any more.
+    let leader = cluster.await_leader(S1);
+    assert!(cluster.nodes[leader].multi.raft(S1).unwrap().log_bytes() < 256 << 10);
+}
+
+#[test]
 fn a_proposal_that_a_dump_passed_over_is_unknown() {
     let mut cluster = small_logs();
     let old = cluster.await_leader(S1);
