@@ -80,6 +80,8 @@ counters! {
     applied,
     /// Elections that replicas of this node began.
     elections,
+    /// Leaders' dumps installed here, by replicas that fell behind the log.
+    dumps_installed,
     /// Linearizable reads served.
     reads,
     /// ReadIndex rounds that confirmed them.

@@ -422,6 +422,7 @@ impl Running {
         set(&metrics.commits, shard.commits);
         set(&metrics.applied, shard.applied);
         set(&metrics.elections, shard.elections);
+        set(&metrics.dumps_installed, shard.installs);
         set(&metrics.reads, shard.reads);
         set(&metrics.read_rounds, shard.read_rounds);
         set(&metrics.messages_refused, shard.messages_refused);

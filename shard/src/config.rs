@@ -31,6 +31,10 @@ pub struct ShardConfig {
     pub quiet_after_ns: Nanos,
     /// Bytes of proposals that one replica may put into one turn; one is always admitted. Default 1 MiB.
     pub turn_bytes_max: usize,
+    /// Bytes of committed entries after which a turn of the core ends, so that beats aren't late where many replicas
+    /// have much to apply: each is in a turn soon, and a turn goes beyond by one replica's part at the most
+    /// ([`floe_raft::Config::apply_bytes_max`]). Default 1 MiB.
+    pub turn_apply_bytes_max: usize,
     /// Replicas that begin to campaign in one turn, and that campaign at a time if they reach a majority; the next
     /// ones do as these end. Default 64.
     pub campaigns_per_turn_max: usize,
@@ -48,6 +52,7 @@ impl Default for ShardConfig {
             dumps_in_flight: 2,
             quiet_after_ns: 1_000_000_000,
             turn_bytes_max: 1 << 20,
+            turn_apply_bytes_max: 1 << 20,
             campaigns_per_turn_max: 64,
         }
     }
@@ -85,6 +90,7 @@ impl ShardConfig {
             ("flush_log_bytes", self.flush_log_bytes),
             ("dumps_in_flight", self.dumps_in_flight),
             ("turn_bytes_max", self.turn_bytes_max),
+            ("turn_apply_bytes_max", self.turn_apply_bytes_max),
             ("campaigns_per_turn_max", self.campaigns_per_turn_max),
         ] {
             if value == 0 {

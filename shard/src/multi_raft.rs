@@ -46,6 +46,8 @@ pub struct MultiRaft {
     /// Of shards without a replica here that had one: the lowest replica that may still come.
     pub(crate) lowest: BTreeMap<ShardId, u64>,
     pub(crate) queue: ReadyQueue,
+    /// Of entries, in this turn.
+    pub(crate) applied_bytes: usize,
     pub(crate) timers: Timers,
     pub(crate) elections: Elections,
     pub(crate) peers: Peers,
@@ -139,6 +141,7 @@ impl MultiRaft {
             free: Vec::new(),
             lowest: BTreeMap::new(),
             queue: ReadyQueue::default(),
+            applied_bytes: 0,
             timers: Timers::default(),
             elections: Elections::default(),
             callers: Callers::default(),

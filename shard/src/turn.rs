@@ -15,11 +15,15 @@ use crate::submit::Served;
 use floe_raft::{EntryKind, Leadership, Message, Nanos, Planted, Ready, is_planted};
 
 impl MultiRaft {
-    /// Steps every ready replica once and adds what they want done to `out`. What the caps leave over is
+    /// Steps ready replicas, each once at the most, and adds what they want done to `out`. What the caps leave over is
     /// there for the next call: see [`MultiRaft::has_work`].
     pub fn collect(&mut self, now: Nanos, out: &mut Output) {
         self.advance_clock(now);
+        self.applied_bytes = 0;
         for _ in 0..self.queue.len() {
+            if self.applied_bytes >= self.config.turn_apply_bytes_max {
+                break;
+            }
             if let Some(slot) = self.queue.pop() {
                 self.turn(slot, out);
             }
@@ -181,7 +185,7 @@ impl MultiRaft {
 
     /// Applies what is committed, up to a command that has to wait for the disk.
     fn apply(&mut self, slot: usize, ready: &Ready, out: &mut Output) {
-        let Self { replicas, callers, stats, peers, shared, jobs, outbox, now, .. } = self;
+        let Self { replicas, callers, stats, peers, shared, jobs, outbox, now, applied_bytes, .. } = self;
         let replica = &mut replicas[slot];
         if let Some(last) = ready.committed.clone().last() {
             replica.apply_to = last;
@@ -198,6 +202,7 @@ impl MultiRaft {
                 break;
             }
             stats.applied += 1;
+            *applied_bytes += entry.size();
             if entry.kind != EntryKind::Noop {
                 replica.active_at = Some(*now);
             }

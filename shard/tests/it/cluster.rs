@@ -44,6 +44,8 @@ pub struct Node {
     inbox: Vec<(CoreAddr, PeerBatch)>,
     /// Most entries that one turn of one shard wrote.
     pub entries_per_turn: usize,
+    /// Most entries that one turn applied.
+    pub applied_per_turn: u64,
 }
 
 pub struct Cluster {
@@ -265,6 +267,7 @@ impl Node {
             busy_until: 0,
             inbox: Vec::new(),
             entries_per_turn: 0,
+            applied_per_turn: 0,
         }
     }
 
@@ -300,7 +303,9 @@ impl Node {
         let mut turns = 0;
         while self.multi.has_work() {
             let written = out.writes.len();
+            let applied = self.multi.stats().applied;
             self.multi.collect(now, &mut out);
+            self.applied_per_turn = self.applied_per_turn.max(self.multi.stats().applied - applied);
             let entries = out.writes[written..].iter().map(entries_of).max().unwrap_or(0);
             self.entries_per_turn = self.entries_per_turn.max(entries);
             turns += 1;

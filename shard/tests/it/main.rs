@@ -435,6 +435,33 @@ fn one_replica_puts_no_more_than_its_share_into_a_turn() {
 }
 
 #[test]
+fn what_many_replicas_have_to_apply_is_spread_over_turns() {
+    let config = ShardConfig { turn_apply_bytes_max: 4096, ..ShardConfig::default() };
+    let mut cluster = Cluster::new(config, 32);
+    let shards: Vec<_> = cluster.map.iter().map(|shard| (shard.shard, shard.range.start.to_vec())).collect();
+    for (shard, _) in &shards {
+        cluster.await_leader(*shard);
+    }
+    cluster.run(50);
+    let applied = |cluster: &Cluster| cluster.nodes.iter().map(|node| node.applied_per_turn).max().unwrap();
+    assert!(applied(&cluster) > 10, "no-ops have no bytes: {}", applied(&cluster));
+    cluster.nodes.iter_mut().for_each(|node| node.applied_per_turn = 0);
+    let ids: Vec<_> = shards
+        .iter()
+        .map(|(shard, start)| {
+            let leader = cluster.leader_of(*shard).unwrap();
+            (leader, cluster.submit(leader, write(*shard, &[&start[..], b"x"].concat(), &[0; 1000])))
+        })
+        .collect();
+    cluster.run_until("answers", |cluster| {
+        ids.iter().all(|(leader, id)| cluster.nodes[*leader].answers.contains_key(id))
+    });
+    cluster.run(100);
+    let largest = applied(&cluster);
+    assert!((3..=4).contains(&largest), "{largest} entries of 1 KB in a turn of 4 KiB");
+}
+
+#[test]
 fn the_same_inputs_give_the_same_outputs() {
     let trace = || {
         let mut cluster = Cluster::new(ShardConfig::default(), 8);
