@@ -367,3 +367,32 @@ fn compaction_keeps_runs_few_and_every_row() {
     assert_eq!(rows(read(&store, &scan("", "", 0, false))).len(), 40);
     assert_eq!(rows(read(&store, &scan("k10", "k13", 0, true))).len(), 3);
 }
+
+#[test]
+fn a_flush_that_waits_for_compaction_seals_nothing_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (stores, janitor) = stores(dir.path());
+    // Nobody compacts.
+    drop(janitor);
+    let mut store = LsmStore::new(shard(), &stores);
+    let most = super::tree::LEVEL0_RUNS_MAX as u64;
+    for index in 1..=most {
+        put(&mut store, index, "k", &format!("v{index}"));
+        saved(store.flush(&head(index)).unwrap());
+    }
+    put(&mut store, most + 1, "k", "last");
+    let waiting = store.unflushed_bytes();
+    for _ in 0..2 {
+        let refused = store.flush(&head(most + 1)).unwrap().prepare().unwrap_err();
+        assert!(refused.contains("waits for compaction"), "{refused}");
+        assert_eq!(store.unflushed_bytes(), waiting);
+    }
+    while store.compact_now() {}
+    let dump = saved(store.flush(&head(most + 1)).unwrap());
+    assert_eq!(store.unflushed_bytes(), 0);
+    let mut again = LsmStore::new(shard(), &stores);
+    drop(store);
+    again.restore(&dump).unwrap();
+    let found = rows(read(&again, &scan("", "", 0, false)));
+    assert_eq!((found.len(), &found[0].value.value[..]), (1, &b"last"[..]));
+}
