@@ -3,7 +3,7 @@
 //! - `lsm_store`: the state machine, on the core;
 //! - `memtable`: rows and deleted ranges in memory, and the node's budget for them;
 //! - `view`: a state at one moment, for readers on any thread;
-//! - `flush`, `image`: how a memtable gets into the tables, and what dumps look like;
+//! - `flush`, `stage`, `image`: how a memtable or a leader's dump gets into the tables, and what dumps look like;
 //! - `tree`, `limiter`: the tables, and the only users of lsm-tree;
 //! - `stores`: what the shards of a node share, and the thread that compacts.
 //!
@@ -15,6 +15,7 @@ mod image;
 mod limiter;
 mod lsm_store;
 mod memtable;
+mod stage;
 mod stores;
 mod tree;
 mod view;

@@ -109,8 +109,9 @@ impl Dump for DumpFile {
         head.copy_from_slice(&self.head);
         head[BODY_LEN_AT..BODY_LEN_AT + 8].copy_from_slice(&(body.len() as u64).to_le_bytes());
         self.body.encode_into(body);
-        let checksum = file_checksum(buffer);
-        buffer[CHECKSUM_AT..CHECKSUM_AT + 8].copy_from_slice(&checksum.to_le_bytes());
+        let mut sum = FileSum::default();
+        sum.add(buffer);
+        buffer[CHECKSUM_AT..CHECKSUM_AT + 8].copy_from_slice(&sum.value().to_le_bytes());
     }
 }
 
@@ -162,6 +163,14 @@ fn encode_head(head: &DumpHead) -> Vec<u8> {
 /// # Errors
 /// See [`DumpError`]: anything but exactly what was written is refused.
 pub fn open_dump(bytes: &Bytes) -> Result<(DumpHead, Bytes), DumpError> {
+    let mut sum = FileSum::default();
+    sum.add(bytes);
+    open_summed(bytes, &sum)
+}
+
+/// [`open_dump`] of a file that was summed up as it came in: O(1).
+pub(crate) fn open_summed(bytes: &Bytes, sum: &FileSum) -> Result<(DumpHead, Bytes), DumpError> {
+    assert_eq!(sum.len, bytes.len(), "the whole file was summed up");
     let mut cursor = Cursor::new(bytes);
     if cursor.array::<8>().as_ref() != Some(MAGIC) || bytes.len() < FIXED_BYTES {
         return Err(DumpError::NotADump);
@@ -179,7 +188,7 @@ pub fn open_dump(bytes: &Bytes) -> Result<(DumpHead, Bytes), DumpError> {
     if bytes.len() as u64 != should || head_len < FIXED_BYTES {
         return Err(DumpError::Length { is: bytes.len() as u64, should });
     }
-    let is = file_checksum(bytes);
+    let is = sum.value();
     if is != checksum && !is_planted(Planted::DumpNotChecked) {
         return Err(DumpError::Checksum { is, should: checksum });
     }
@@ -198,12 +207,32 @@ fn read_parts<'a>(cursor: &mut Cursor<'a>) -> Option<(&'a [u8], &'a [u8])> {
     Some((cursor.take(descriptor)?, cursor.take(membership)?))
 }
 
-fn file_checksum(file: &[u8]) -> u64 {
-    let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
-    digest.update(&file[..CHECKSUM_AT]);
-    digest.update(&[0; 8]);
-    digest.update(&file[CHECKSUM_AT + 8..]);
-    digest.finalize()
+/// The checksum of a dump file, part by part from its begin.
+pub(crate) struct FileSum {
+    digest: Digest,
+    len: usize,
+}
+
+impl Default for FileSum {
+    fn default() -> Self {
+        Self { digest: Digest::new(CrcAlgorithm::Crc64Nvme), len: 0 }
+    }
+}
+
+impl FileSum {
+    /// The next part, of any length.
+    pub(crate) fn add(&mut self, part: &[u8]) {
+        let before = CHECKSUM_AT.saturating_sub(self.len).min(part.len());
+        let own = (CHECKSUM_AT + 8).saturating_sub(self.len + before).min(part.len() - before);
+        self.digest.update(&part[..before]);
+        self.digest.update(&[0; 8][..own]);
+        self.digest.update(&part[before + own..]);
+        self.len += part.len();
+    }
+
+    fn value(&self) -> u64 {
+        self.digest.finalize()
+    }
 }
 
 /// A membership as in an entry ([`Membership::encode`]), with nothing after it.
@@ -234,6 +263,20 @@ mod tests {
         let (opened, body) = open_dump(&bytes).unwrap();
         assert_eq!(opened, head);
         MemoryStore::new().restore(&body).unwrap();
+    }
+
+    #[test]
+    fn parts_of_any_length_sum_up_to_the_whole() {
+        let (_, bytes) = sample();
+        for first in 0..bytes.len() {
+            for second in [first, first + 3, first + 9].map(|at| at.min(bytes.len())) {
+                let mut sum = FileSum::default();
+                for part in [0..first, first..second, second..bytes.len()].map(|part| bytes.slice(part)) {
+                    sum.add(&part);
+                }
+                assert!(open_summed(&bytes, &sum).is_ok(), "cut at {first} and {second}");
+            }
+        }
     }
 
     #[test]

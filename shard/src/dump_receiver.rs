@@ -1,12 +1,13 @@
 //! The follower's side of a transfer; see `transfer.rs`.
 
-use crate::dump_file::{RawDump, open_dump};
+use crate::dump_file::{DumpFile, RawDump, open_summed};
 use crate::ids::CoreAddr;
 use crate::multi_raft::MultiRaft;
 use crate::output::{DumpSave, LogWrite, Output};
 use crate::peer::PeerMessage;
 use crate::request::{Answer, UnknownReason};
-use crate::transfer::{INCOMING_MAX, InStage, Incoming, Install};
+use crate::state_machine::{Dump, Staged};
+use crate::transfer::{Arrived, INCOMING_MAX, InStage, Incoming, Install};
 use bytes::Bytes;
 use floe_raft::{Body, LeaderStamp, Mark, Message, ReplicaId, SnapshotInstall, WriteId};
 use std::collections::BTreeMap;
@@ -35,8 +36,12 @@ impl MultiRaft {
         if self.incoming >= INCOMING_MAX {
             return;
         }
-        let (buffer, ahead) = (Vec::new(), BTreeMap::new());
-        let stage = InStage::Pulling { buffer, ahead, pulled: 0, heard_at: self.now };
+        let mut buffer = Vec::new();
+        if usize::try_from(len).is_err() || buffer.try_reserve_exact(len as usize).is_err() {
+            return;
+        }
+        let (sum, ahead) = (Box::default(), BTreeMap::new());
+        let stage = InStage::Pulling { buffer, sum, ahead, pulled: 0, heard_at: self.now };
         let incoming = Incoming { from, term, generation, mark, len, stage };
         self.replicas[slot].incoming = Some(Box::new(incoming));
         self.incoming += 1;
@@ -107,9 +112,9 @@ impl MultiRaft {
     fn save_dump(&mut self, slot: usize) {
         let replica = &mut self.replicas[slot];
         let Some(incoming) = replica.incoming.as_mut() else { return };
-        let InStage::Pulling { buffer, .. } = &mut incoming.stage else { return };
+        let InStage::Pulling { buffer, sum, .. } = &mut incoming.stage else { return };
         let bytes = Bytes::from(std::mem::take(buffer));
-        let opened = open_dump(&bytes);
+        let opened = open_summed(&bytes, sum);
         let Some((head, body)) =
             opened.ok().filter(|(head, _)| head.shard == replica.shard && head.mark == incoming.mark)
         else {
@@ -118,9 +123,12 @@ impl MultiRaft {
         };
         let saved_as = replica.generation_next;
         replica.generation_next += 1;
-        incoming.stage = InStage::Saving { saved_as, head: Box::new(head), body };
+        let (data, body, dump_len): (Box<dyn Dump>, _, _) = match replica.machine.stage(&head, &body) {
+            Some(Staged { dump, body }) => (Box::new(DumpFile::new(&head, dump)), body, None),
+            None => (Box::new(RawDump(bytes)), body, NonZeroU64::new(incoming.len)),
+        };
+        incoming.stage = InStage::Saving(Arrived { saved_as, head: Box::new(head), body, dump_len });
         let (shard, id) = (replica.shard, replica.id);
-        let data = Box::new(RawDump(bytes));
         self.outbox.dump_saves.push(DumpSave { shard, replica: id, generation: saved_as, data });
     }
 
@@ -131,6 +139,7 @@ impl MultiRaft {
             Some(mut incoming) if incoming.is_saving(generation) => {
                 if ok.is_err() {
                     self.incoming -= 1;
+                    replica.machine.unstage();
                     return self.push_remove(slot, generation);
                 }
                 let message = incoming.install_message(replica.id);
@@ -156,7 +165,7 @@ impl MultiRaft {
     /// another leader rules. The old leader is told that nothing more is needed.
     pub(crate) fn drop_unwanted_dump(&mut self, slot: usize, is_wanted: bool) {
         let Some(incoming) = &self.replicas[slot].incoming else { return };
-        if is_wanted || !matches!(incoming.stage, InStage::Staged { .. }) {
+        if is_wanted || !matches!(incoming.stage, InStage::Staged(_)) {
             return;
         }
         let (from, generation, len) = (incoming.from, incoming.generation, incoming.len);
@@ -167,9 +176,12 @@ impl MultiRaft {
     pub(crate) fn drop_incoming(&mut self, slot: usize) {
         if let Some(incoming) = self.replicas[slot].incoming.take() {
             self.incoming -= 1;
+            if incoming.has_generation() {
+                self.replicas[slot].machine.unstage();
+            }
             // One that is being saved is removed when that is reported.
-            if let InStage::Staged { saved_as, .. } = incoming.stage {
-                self.push_remove(slot, saved_as);
+            if let InStage::Staged(arrived) = incoming.stage {
+                self.push_remove(slot, arrived.saved_as);
             }
         }
     }
@@ -193,7 +205,7 @@ impl MultiRaft {
             incoming.mark
         );
         let Incoming { from, generation, len, stage, .. } = *incoming;
-        let InStage::Staged { saved_as, head, body } = stage else {
+        let InStage::Staged(Arrived { saved_as, head, body, dump_len }) = stage else {
             panic!("{}: {mark} is installed before it is saved", replica.shard)
         };
         if let Err(why) = replica.machine.restore(&body) {
@@ -211,6 +223,7 @@ impl MultiRaft {
             write,
             mark,
             saved_as,
+            dump_len,
             descriptor: descriptor.clone(),
             from,
             generation,
@@ -239,12 +252,12 @@ impl MultiRaft {
     pub(crate) fn finish_install(&mut self, slot: usize) {
         let replica = &mut self.replicas[slot];
         let Some(install) = replica.install.take() else { return };
-        let Install { mark, saved_as, descriptor, from, generation, len, .. } = *install;
+        let Install { mark, saved_as, dump_len, descriptor, from, generation, len, .. } = *install;
         replica.raft.snapshot_installed(mark);
         let before = std::mem::replace(&mut replica.base.generation, saved_as);
         replica.base.flushed = mark;
         replica.set_base_descriptor(descriptor);
-        replica.base.dump_len = NonZeroU64::new(len);
+        replica.base.dump_len = dump_len;
         if std::mem::take(&mut replica.flush.reset_after) {
             replica.write_reset();
         }
@@ -260,12 +273,13 @@ impl MultiRaft {
 impl Incoming {
     /// Takes in a part; one that is ahead of its turn waits, one that is here already is dropped.
     fn take_part(&mut self, offset: u64, data: Bytes) {
-        let InStage::Pulling { buffer, ahead, .. } = &mut self.stage else { return };
+        let InStage::Pulling { buffer, sum, ahead, .. } = &mut self.stage else { return };
         if offset < buffer.len() as u64 {
             return;
         }
         ahead.insert(offset, data);
         while let Some(data) = ahead.remove(&(buffer.len() as u64)) {
+            sum.add(&data);
             buffer.extend_from_slice(&data);
         }
     }
@@ -276,29 +290,24 @@ impl Incoming {
 
     /// Whether it has a number among this replica's dumps: it is being saved, or was.
     pub(crate) fn has_generation(&self) -> bool {
-        matches!(self.stage, InStage::Saving { .. } | InStage::Staged { .. })
+        matches!(self.stage, InStage::Saving(_) | InStage::Staged(_))
     }
 
     fn is_saving(&self, generation: u64) -> bool {
-        matches!(self.stage, InStage::Saving { saved_as, .. } if saved_as == generation)
+        matches!(&self.stage, InStage::Saving(arrived) if arrived.saved_as == generation)
     }
 
     fn become_staged(&mut self) {
-        let nothing = InStage::Pulling { buffer: Vec::new(), ahead: BTreeMap::new(), pulled: 0, heard_at: 0 };
-        match std::mem::replace(&mut self.stage, nothing) {
-            InStage::Saving { saved_as, head, body } => {
-                self.stage = InStage::Staged { saved_as, head, body };
-            }
-            InStage::Pulling { .. } | InStage::Staged { .. } => {
-                panic!("{}: only what is being saved becomes staged", self.mark)
-            }
-        }
+        let InStage::Saving(arrived) = &self.stage else {
+            panic!("{}: only what is being saved becomes staged", self.mark)
+        };
+        self.stage = InStage::Staged(arrived.clone());
     }
 
     /// What the replica's own Raft is told. The leader didn't send it now: it says nothing about when the
     /// leader was last alive.
     fn install_message(&self, to: ReplicaId) -> Message {
-        let InStage::Saving { head, .. } = &self.stage else {
+        let InStage::Saving(Arrived { head, .. }) = &self.stage else {
             panic!("{}: told to Raft before it is saved", self.mark)
         };
         let (mark, membership) = (self.mark, head.membership.clone());

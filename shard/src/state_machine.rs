@@ -53,6 +53,16 @@ pub trait StateMachine: Send {
         None
     }
 
+    /// A whole dump that came from elsewhere, before it takes the place of the state: a machine with files of its own puts
+    /// it into some, in [`Dump::prepare`], together with `head`, so that [`StateMachine::restore`] only has to swap them
+    /// in. `None` = the machine has no files, and the dump is saved as it came.
+    fn stage(&mut self, _head: &DumpHead, _body: &Bytes) -> Option<Staged> {
+        None
+    }
+
+    /// What was staged last isn't going to be restored: its files may go, even while they are being written.
+    fn unstage(&mut self) {}
+
     /// Memory that a flush would free, for choosing what to flush. 0 for a machine without files.
     fn unflushed_bytes(&self) -> u64 {
         0
@@ -67,7 +77,7 @@ pub trait StateMachine: Send {
         Pressure::None
     }
 
-    /// Replaces the whole state by a dump's bytes.
+    /// Replaces the whole state by a dump's bytes, or by what was staged, which its [`Staged::body`] names.
     ///
     /// # Errors
     /// The bytes are not a dump, or name files that don't hold what they should; the state is then empty.
@@ -125,6 +135,14 @@ pub trait View: Send + Sync {
     /// # Errors
     /// As for [`View::get`].
     fn read(&self, query: &Query, range: &KeyRange) -> Result<QueryResult, String>;
+}
+
+/// A dump from elsewhere on its way into a machine's own files.
+pub struct Staged {
+    /// Puts it there, and then encodes to `body`.
+    pub dump: Box<dyn Dump>,
+    /// The bytes that name the files.
+    pub body: Bytes,
 }
 
 /// A picture of a state, to be encoded on another thread.

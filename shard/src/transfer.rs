@@ -5,7 +5,8 @@
 //!   DumpOffer {generation, mark, len}  ->     takes it if it has a slot free
 //!                                      <-     DumpPull {offset, len}, a few in flight
 //!   reads the file, DumpChunk          ->     puts the parts together, checks the whole
-//!                                             saves it under a number of its own
+//!                                             saves it under a number of its own; a machine with files of its
+//!                                             own puts it into them first, in the background, and their names are saved
 //!                                      <-     DumpPull {offset: 0, len: 0}: still at it (each beat)
 //!                                             InstallSnapshot into its own Raft, restore,
 //!                                             SnapshotInstall record durable: the commit point
@@ -16,15 +17,16 @@
 //! up after [`PATIENCE`] election timeouts of silence; the leader's Raft then asks again. An empty
 //! chunk says that the dump is gone.
 //!
-//! Bounds: one incoming transfer per shard and [`INCOMING_MAX`] per core; a buffer grows with what
-//! arrives, never to what an offer claims.
+//! Bounds: one incoming transfer per shard and [`INCOMING_MAX`] per core. A buffer has the address space that the offer
+//! claims, or the offer is turned down; its memory grows with what arrives.
 
-use crate::dump_file::DumpHead;
+use crate::dump_file::{DumpHead, FileSum};
 use crate::multi_raft::MultiRaft;
 use crate::replica::Replica;
 use bytes::Bytes;
 use floe_raft::{Index, Mark, Nanos, ReplicaId, Term, WriteId};
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 /// Silence, in election timeouts, after which a transfer is given up.
 const PATIENCE: u64 = 4;
@@ -92,11 +94,22 @@ pub(crate) struct Incoming {
 
 pub(crate) enum InStage {
     /// Parts are being asked for: contiguous ones are in `buffer`, others wait in `ahead`.
-    Pulling { buffer: Vec<u8>, ahead: BTreeMap<u64, Bytes>, pulled: u64, heard_at: Nanos },
-    /// It is whole and right, and being saved as `saved_as`.
-    Saving { saved_as: u64, head: Box<DumpHead>, body: Bytes },
+    Pulling { buffer: Vec<u8>, sum: Box<FileSum>, ahead: BTreeMap<u64, Bytes>, pulled: u64, heard_at: Nanos },
+    /// It is whole and right, and being saved.
+    Saving(Arrived),
     /// It is saved, and Raft has been told.
-    Staged { saved_as: u64, head: Box<DumpHead>, body: Bytes },
+    Staged(Arrived),
+}
+
+/// A dump that is whole and right.
+#[derive(Clone)]
+pub(crate) struct Arrived {
+    pub(crate) saved_as: u64,
+    pub(crate) head: Box<DumpHead>,
+    /// What the machine is to restore.
+    pub(crate) body: Bytes,
+    /// Length of what is saved, if that is good for a follower, too.
+    pub(crate) dump_len: Option<NonZeroU64>,
 }
 
 /// A state that is swapped in and whose record is on its way to the disk.
@@ -104,6 +117,7 @@ pub(crate) struct Install {
     pub(crate) write: WriteId,
     pub(crate) mark: Mark,
     pub(crate) saved_as: u64,
+    pub(crate) dump_len: Option<NonZeroU64>,
     pub(crate) descriptor: Bytes,
     /// Who is to be told, and the leader's number for the dump.
     pub(crate) from: ReplicaId,
@@ -138,7 +152,7 @@ impl MultiRaft {
         match incoming.stage {
             InStage::Pulling { heard_at, .. } if heard_at < before => self.drop_incoming(slot),
             InStage::Pulling { .. } => {}
-            InStage::Saving { .. } | InStage::Staged { .. } => {
+            InStage::Saving(_) | InStage::Staged(_) => {
                 let (from, generation) = (incoming.from, incoming.generation);
                 self.send_pull(slot, from, generation, 0, 0);
             }

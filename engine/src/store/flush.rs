@@ -99,7 +99,7 @@ fn write(memtable: &Memtable, tables: &Tables, rows: &mut Rows<'_>) -> Result<()
         bytes.clear();
         key.write_to(|part| bytes.extend_from_slice(part));
         result = delete_below(Some(&bytes), rows).and_then(|()| match entry {
-            Some(versioned) => rows.put(&bytes, versioned),
+            Some(versioned) => rows.put(&bytes, versioned.version, &versioned.value),
             None if tables.is_empty() => Ok(()),
             None => rows.delete(&bytes),
         });

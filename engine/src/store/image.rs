@@ -13,7 +13,7 @@ use super::memtable::{Memtable, value};
 use super::view::LsmView;
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
-use floe_shard::{Dump, StoredKey};
+use floe_shard::{Dump, KEY_BYTES_MAX, StoredKey};
 
 const MAGIC: &[u8; 8] = b"FLOELSM1";
 const HEAD_BYTES: usize = 40;
@@ -22,14 +22,19 @@ const ROWS: u32 = 1;
 const TREE: u32 = 2;
 
 /// A dump's content, taken apart.
-pub(super) struct Image {
+pub(super) struct Image<'a> {
     pub(super) hash: u64,
-    pub(super) content: Content,
+    pub(super) content: Content<'a>,
 }
 
-pub(super) enum Content {
-    Rows(Memtable),
+pub(super) enum Content<'a> {
+    Rows(DumpedRows<'a>),
     Tree(u64),
+}
+
+/// The state hash that a dump's bytes claim, nothing checked.
+pub(super) fn claimed_hash(bytes: &[u8]) -> u64 {
+    bytes.get(16..24).and_then(<[u8]>::first_chunk).map_or(0, |hash| u64::from_le_bytes(*hash))
 }
 
 /// A dump's bytes that name a tree.
@@ -61,8 +66,8 @@ fn crc(bytes: &[u8]) -> u64 {
     digest.finalize()
 }
 
-/// Takes a dump's bytes apart; `None` if they are not exactly what was written.
-pub(super) fn open(bytes: &[u8]) -> Option<Image> {
+/// Takes a dump's bytes apart; `None` if they are not exactly what was written. Reads them once.
+pub(super) fn open(bytes: &[u8]) -> Option<Image<'_>> {
     if bytes.len() < HEAD_BYTES || &bytes[..8] != MAGIC {
         return None;
     }
@@ -72,27 +77,68 @@ pub(super) fn open(bytes: &[u8]) -> Option<Image> {
         return None;
     }
     let content = match u32::from_le_bytes(*bytes[8..].first_chunk()?) {
-        ROWS => Content::Rows(open_rows(&bytes[HEAD_BYTES..], number)?),
+        ROWS => Content::Rows(DumpedRows { count: number, bytes: &bytes[HEAD_BYTES..] }),
         TREE if bytes.len() == HEAD_BYTES => Content::Tree(number),
         _ => return None,
     };
     Some(Image { hash, content })
 }
 
-fn open_rows(mut rest: &[u8], count: u64) -> Option<Memtable> {
-    let mut rows = Vec::new();
-    for _ in 0..count {
+/// All rows of a dump.
+pub(super) struct DumpedRows<'a> {
+    count: u64,
+    bytes: &'a [u8],
+}
+
+/// One of them.
+pub(super) struct DumpedRow<'a> {
+    pub(super) key: &'a [u8],
+    pub(super) version: u64,
+    pub(super) value: &'a [u8],
+}
+
+impl<'a> DumpedRows<'a> {
+    /// Shows each row; keys ascend. Ends with the first error of `see`.
+    ///
+    /// # Errors
+    /// That of `see`, or they are no rows: a writer's bug, for the bytes were what was written.
+    pub(super) fn visit(
+        self,
+        see: &mut dyn FnMut(DumpedRow<'a>) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let no_row = || "a row of the dump makes no sense".to_owned();
+        let (mut rest, mut last) = (self.bytes, &b""[..]);
+        for _ in 0..self.count {
+            let row = DumpedRow::split_off(&mut rest).filter(|row| row.key > last).ok_or_else(no_row)?;
+            last = row.key;
+            see(row)?;
+        }
+        if rest.is_empty() { Ok(()) } else { Err(no_row()) }
+    }
+
+    pub(super) fn into_memtable(self) -> Result<Memtable, String> {
+        let mut rows = Vec::new();
+        self.visit(&mut |row| {
+            rows.push((StoredKey::new(row.key), value(row.version, row.value)));
+            Ok(())
+        })?;
+        let mut memtable = Memtable::default();
+        memtable.set_all(rows);
+        Ok(memtable)
+    }
+}
+
+impl<'a> DumpedRow<'a> {
+    fn split_off(rest: &mut &'a [u8]) -> Option<Self> {
         let (lens, after) = rest.split_first_chunk::<16>()?;
         let len_at = |at: usize| lens[at..].first_chunk().map(|len| u32::from_le_bytes(*len) as usize);
         let version = u64::from_le_bytes(*lens[8..].first_chunk()?);
-        let (key, after) = after.split_at_checked(len_at(0)?)?;
-        let (bytes, after) = after.split_at_checked(len_at(4)?)?;
-        rows.push((StoredKey::new(key), value(version, bytes)));
-        rest = after;
+        let (key, after) =
+            after.split_at_checked(len_at(0)?).filter(|(key, _)| key.len() <= KEY_BYTES_MAX)?;
+        let (value, after) = after.split_at_checked(len_at(4)?)?;
+        *rest = after;
+        Some(Self { key, version, value })
     }
-    let mut memtable = Memtable::default();
-    memtable.set_all(rows);
-    (rest.is_empty() && memtable.rows().len() as u64 == count).then_some(memtable)
 }
 
 /// All rows of a view.
@@ -150,7 +196,9 @@ mod tests {
         for bytes in [whole.bytes.to_vec(), of_tree(77, 5)] {
             let image = open(&bytes).unwrap();
             match image.content {
-                Content::Rows(rows) => assert_eq!((image.hash, rows.rows().len()), (77, 2)),
+                Content::Rows(rows) => {
+                    assert_eq!((image.hash, rows.into_memtable().unwrap().rows().len()), (77, 2));
+                }
                 Content::Tree(number) => assert_eq!((image.hash, number), (77, 5)),
             }
             for at in 0..bytes.len() {

@@ -11,6 +11,7 @@
 use super::flush::{Postponed, TreeFlush, body};
 use super::image::{self, Content, WholeDump};
 use super::memtable::{Charge, Entry, Fetched, Memtable, Sealed, value};
+use super::stage::{StagedTree, Staging};
 use super::stores::{Home, Stores};
 use super::view::{LsmView, clip};
 use crate::clock;
@@ -19,8 +20,8 @@ use crc_fast::{CrcAlgorithm, checksum};
 use floe_raft::Mark;
 use floe_shard::{
     BadPayload, CommandResult, CommandView, ConditionView, Dump, DumpHead, EffectView, Job, JobDone,
-    KeyRange, Pressure, Query, QueryResult, ShardId, StateMachine, StoredKey, View, check_command, is_within,
-    open_dump, with_command,
+    KeyRange, Pressure, Query, QueryResult, ShardId, Staged, StateMachine, StoredKey, View, check_command,
+    is_within, open_dump, with_command,
 };
 use std::sync::Arc;
 
@@ -39,6 +40,8 @@ pub struct LsmStore {
     home: Arc<Home>,
     /// Trees that the last durable dump may still name; they go with the next flush.
     retired: Vec<Arc<Home>>,
+    /// A dump from a leader, not installed yet.
+    staged: Option<Arc<StagedTree>>,
     hash: u64,
     /// Where the state stands that was found in the tree.
     found: Option<DumpHead>,
@@ -58,6 +61,7 @@ impl LsmStore {
             sealed: Vec::new(),
             home: stores.new_home(),
             retired: Vec::new(),
+            staged: None,
             hash: 0,
             found: None,
             wanted: Vec::new(),
@@ -121,6 +125,19 @@ impl LsmStore {
             }
         }
         self.active.set_all(rows);
+    }
+
+    /// Takes the tree that a dump names, staged or on the disk.
+    fn take_tree(&mut self, number: u64, hash: u64) -> Result<(), BadPayload> {
+        let staged = self.staged.take_if(|staged| staged.home().number() == number);
+        (self.home, self.found, self.hash) = match staged {
+            Some(staged) => (staged.keep(), None, hash),
+            None => {
+                let (home, head, hash) = self.open_tree(number).map_err(BadPayload::Malformed)?;
+                (home, Some(head), hash)
+            }
+        };
+        Ok(())
     }
 
     /// The state that a tree holds, and where it stands.
@@ -238,6 +255,19 @@ impl StateMachine for LsmStore {
         self.release_flushed();
     }
 
+    fn stage(&mut self, head: &DumpHead, rows: &Bytes) -> Option<Staged> {
+        let tree = StagedTree::new(&self.stores);
+        let body = body(image::claimed_hash(rows), tree.home());
+        let staging =
+            Staging { tree: tree.clone(), head: head.clone(), rows: rows.clone(), body: body.clone() };
+        self.staged = Some(tree);
+        Some(Staged { dump: Box::new(staging), body })
+    }
+
+    fn unstage(&mut self) {
+        self.staged = None;
+    }
+
     fn unflushed_bytes(&self) -> u64 {
         self.active.bytes()
     }
@@ -254,13 +284,11 @@ impl StateMachine for LsmStore {
         self.wanted.clear();
         let not_ours = || BadPayload::Malformed("not a dump of the durable store".to_owned());
         let image = image::open(dump).ok_or_else(not_ours)?;
-        self.hash = image.hash;
         match image.content {
-            Content::Rows(rows) => self.active = rows,
-            Content::Tree(number) => {
-                let (home, head, hash) = self.open_tree(number).map_err(BadPayload::Malformed)?;
-                (self.home, self.found, self.hash) = (home, Some(head), hash);
+            Content::Rows(rows) => {
+                (self.active, self.hash) = (rows.into_memtable().map_err(BadPayload::Malformed)?, image.hash);
             }
+            Content::Tree(number) => self.take_tree(number, image.hash)?,
         }
         self.charge.set(self.active.bytes());
         Ok(())
@@ -271,6 +299,7 @@ impl StateMachine for LsmStore {
     }
 
     fn destroy(&mut self) {
+        self.unstage();
         self.retire_home();
         self.retired.drain(..).for_each(|home| self.stores.remove(home));
     }

@@ -127,9 +127,10 @@ impl Stores {
         self.dir.join(format!("t{number}"))
     }
 
-    /// Nothing names this tree any more. Views that still hold tables of it can read what they have open.
-    pub(super) fn remove(&self, home: Arc<Home>) {
-        self.hand_over(Task::Remove(self.path(home.number)));
+    /// Nothing names this tree any more: it goes when nobody writes into it, nor compacts it. Views that still hold tables
+    /// of it can read what they have open.
+    pub(super) fn remove(self: &Arc<Self>, home: Arc<Home>) {
+        assert!(home.removed_by.set(Arc::downgrade(self)).is_ok(), "tree {} is removed once", home.number);
         self.free(home);
     }
 
@@ -237,11 +238,22 @@ pub(super) struct Home {
     tree: OnceLock<Tree>,
     /// It is in the queue.
     awaits_compaction: AtomicBool,
+    /// Its directory goes with its last holder.
+    removed_by: OnceLock<Weak<Stores>>,
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Some(stores) = self.removed_by.get().and_then(Weak::upgrade) {
+            stores.hand_over(Task::Remove(stores.path(self.number)));
+        }
+    }
 }
 
 impl Home {
     fn new(number: u64) -> Self {
-        Self { number, tree: OnceLock::new(), awaits_compaction: AtomicBool::new(false) }
+        let (tree, removed_by) = (OnceLock::new(), OnceLock::new());
+        Self { number, tree, awaits_compaction: AtomicBool::new(false), removed_by }
     }
 
     pub(super) fn number(&self) -> u64 {

@@ -330,6 +330,107 @@ fn a_follower_takes_a_whole_dump_and_the_tree_before_it_goes_with_the_next_flush
     }
 }
 
+/// A leader's whole dump after three commands.
+fn leaders_dump(leader: &mut LsmStore) -> Bytes {
+    put(leader, 1, "a", "1");
+    put(leader, 2, "b", "2");
+    saved(leader.flush(&head(2)).unwrap());
+    put(leader, 3, "c", "3");
+    saved(leader.dump())
+}
+
+fn await_gone(path: &Path) {
+    let begun = Instant::now();
+    while path.exists() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{} stays", path.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_staged_dump_is_swapped_in_from_its_tree_without_a_memtable_and_a_restart_finds_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, janitor) = stores(dir.path());
+    let mut leader = LsmStore::new(shard(), &first);
+    let rows = leaders_dump(&mut leader);
+    let mut follower = LsmStore::new(shard(), &first);
+    put(&mut follower, 1, "z", "gone");
+    let staged = follower.stage(&head(3), &rows).unwrap();
+    assert_eq!(saved(staged.dump), staged.body);
+    assert_eq!(all_rows(&*follower.view().unwrap()).len(), 1, "only staged");
+    // The core looks for nothing on the disk: it would find no tree there.
+    let (tree, away) = (dir.path().join("store/t3"), dir.path().join("away"));
+    std::fs::rename(&tree, &away).unwrap();
+    follower.restore(&staged.body).unwrap();
+    std::fs::rename(&away, &tree).unwrap();
+    assert_eq!(all_rows(&*follower.view().unwrap()), all_rows(&*leader.view().unwrap()));
+    assert_eq!((follower.state_hash(), follower.newer()), (leader.state_hash(), None));
+    assert_eq!(follower.unflushed_bytes(), 0);
+    let hash = follower.state_hash();
+    drop((leader, follower, first, janitor));
+
+    let (second, janitor) = stores(dir.path());
+    let mut follower = LsmStore::new(shard(), &second);
+    follower.restore(&staged.body).unwrap();
+    janitor.remove_strays();
+    assert_eq!((follower.newer().unwrap(), follower.state_hash()), (head(3), hash));
+    assert_eq!(all_rows(&*follower.view().unwrap()).len(), 3);
+    await_gone(&dir.path().join("store/t1"));
+    assert!(tree.exists());
+}
+
+#[test]
+fn a_staged_tree_that_is_not_installed_goes_at_once_or_when_it_is_made_or_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, janitor) = stores(dir.path());
+    let rows = leaders_dump(&mut LsmStore::new(shard(), &first));
+    let mut follower = LsmStore::new(shard(), &first);
+    let tree = |number: u64| dir.path().join(format!("store/t{number}"));
+
+    let staged = follower.stage(&head(3), &rows).unwrap();
+    saved(staged.dump);
+    assert!(tree(3).exists());
+    follower.unstage();
+    await_gone(&tree(3));
+
+    // The replica is destroyed while a thread still writes it.
+    let mut staged = follower.stage(&head(3), &rows).unwrap();
+    follower.destroy();
+    staged.dump.prepare().unwrap();
+    assert!(tree(4).exists());
+    drop(staged);
+    await_gone(&tree(4));
+
+    // A crash comes before anything names it.
+    let mut follower = LsmStore::new(shard(), &first);
+    let staged = follower.stage(&head(3), &rows).unwrap();
+    let number = dir.path().join("store").join("t7");
+    saved(staged.dump);
+    assert!(number.exists());
+    std::mem::forget(follower);
+    drop((first, janitor));
+    let (_second, janitor) = stores(dir.path());
+    assert!(number.exists());
+    janitor.remove_strays();
+    await_gone(&number);
+}
+
+#[test]
+fn what_is_no_whole_dump_is_not_staged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (stores, _janitor) = stores(dir.path());
+    let rows = leaders_dump(&mut LsmStore::new(shard(), &stores));
+    let mut follower = LsmStore::new(shard(), &stores);
+    let mut damaged = rows.to_vec();
+    damaged[50] ^= 1;
+    let of_a_tree = image::of_tree(1, 1).into();
+    for (number, bytes) in [Bytes::new(), damaged.into(), of_a_tree].into_iter().enumerate() {
+        let refused = follower.stage(&head(3), &bytes).unwrap().dump.prepare();
+        assert!(refused.is_err(), "{number}");
+    }
+    assert!(follower.stage(&head(3), &rows).unwrap().dump.prepare().is_ok());
+}
+
 #[test]
 fn memory_is_given_back_once_it_lies_in_tables() {
     let dir = tempfile::tempdir().unwrap();

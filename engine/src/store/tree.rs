@@ -164,10 +164,10 @@ pub(super) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    pub(super) fn put(&mut self, key: &[u8], value: &Versioned) -> Result<(), String> {
+    pub(super) fn put(&mut self, key: &[u8], version: u64, value: &[u8]) -> Result<(), String> {
         self.row.clear();
-        self.row.extend_from_slice(&value.version.to_le_bytes());
-        self.row.extend_from_slice(&value.value);
+        self.row.extend_from_slice(&version.to_le_bytes());
+        self.row.extend_from_slice(value);
         self.ingestion.write(key, self.row.as_slice()).map_err(|error| failure(self.dir, &error))?;
         self.wrote(key.len() + self.row.len())
     }
