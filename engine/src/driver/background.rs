@@ -377,6 +377,8 @@ fn save(path: &Path, mut data: Box<dyn Recipe>) -> Result<u64, DiskError> {
     data.prepare().map_err(unprepared)?;
     make_parent(path)?;
     let bytes = encoded(&*data);
+    // What it was encoded from may be as big, and writing takes seconds.
+    drop(data);
     let saved = File::create(path).and_then(|mut file| {
         for piece in bytes.chunks(PIECE) {
             file.write_all(piece)?;

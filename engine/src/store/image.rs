@@ -11,13 +11,16 @@
 
 use super::memtable::{Memtable, value};
 use super::view::LsmView;
-use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
 use floe_shard::{Dump, KEY_BYTES_MAX, StoredKey};
 
 const MAGIC: &[u8; 8] = b"FLOELSM1";
 const HEAD_BYTES: usize = 40;
 const CRC_AT: usize = 32;
+/// A row's bytes besides key and value.
+const ROW_HEAD_BYTES: usize = 16;
+/// Rows are collected in pieces of so many bytes; one that is longer is a piece of its own.
+const PIECE_BYTES: usize = 1 << 20;
 const ROWS: u32 = 1;
 const TREE: u32 = 2;
 
@@ -39,30 +42,25 @@ pub(super) fn claimed_hash(bytes: &[u8]) -> u64 {
 
 /// A dump's bytes that name a tree.
 pub(super) fn of_tree(hash: u64, tree: u64) -> Vec<u8> {
-    finish(head(TREE, hash, tree))
+    head(TREE, hash, tree, &[])
 }
 
-fn head(kind: u32, hash: u64, number: u64) -> Vec<u8> {
+fn head(kind: u32, hash: u64, number: u64, rows: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEAD_BYTES);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&kind.to_le_bytes());
     bytes.extend_from_slice(&[0; 4]);
-    for number in [hash, number, 0] {
-        bytes.extend_from_slice(&number.to_le_bytes());
-    }
+    bytes.extend_from_slice(&hash.to_le_bytes());
+    bytes.extend_from_slice(&number.to_le_bytes());
+    let crc = crc(&bytes, rows.iter().map(|rows| &rows[..]));
+    bytes.extend_from_slice(&crc.to_le_bytes());
     bytes
 }
 
-fn finish(mut bytes: Vec<u8>) -> Vec<u8> {
-    let crc = crc(&bytes);
-    bytes[CRC_AT..HEAD_BYTES].copy_from_slice(&crc.to_le_bytes());
-    bytes
-}
-
-fn crc(bytes: &[u8]) -> u64 {
+fn crc<'a>(head: &[u8], rows: impl IntoIterator<Item = &'a [u8]>) -> u64 {
     let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
-    digest.update(&bytes[..CRC_AT]);
-    digest.update(&bytes[HEAD_BYTES..]);
+    digest.update(&head[..CRC_AT]);
+    rows.into_iter().for_each(|rows| digest.update(rows));
     digest.finalize()
 }
 
@@ -73,7 +71,7 @@ pub(super) fn open(bytes: &[u8]) -> Option<Image<'_>> {
     }
     let u64_at = |at: usize| bytes[at..at + 8].first_chunk().map(|chunk| u64::from_le_bytes(*chunk));
     let (hash, number) = (u64_at(16)?, u64_at(24)?);
-    if u64_at(CRC_AT)? != crc(bytes) {
+    if u64_at(CRC_AT)? != crc(bytes, [&bytes[HEAD_BYTES..]]) {
         return None;
     }
     let content = match u32::from_le_bytes(*bytes[8..].first_chunk()?) {
@@ -130,7 +128,7 @@ impl<'a> DumpedRows<'a> {
 
 impl<'a> DumpedRow<'a> {
     fn split_off(rest: &mut &'a [u8]) -> Option<Self> {
-        let (lens, after) = rest.split_first_chunk::<16>()?;
+        let (lens, after) = rest.split_first_chunk::<ROW_HEAD_BYTES>()?;
         let len_at = |at: usize| lens[at..].first_chunk().map(|len| u32::from_le_bytes(*len) as usize);
         let version = u64::from_le_bytes(*lens[8..].first_chunk()?);
         let (key, after) =
@@ -141,44 +139,59 @@ impl<'a> DumpedRow<'a> {
     }
 }
 
-/// All rows of a view.
+/// All rows of a view. They are collected in pieces: nobody knows beforehand how many bytes they are, and one buffer that
+/// grows would be copied again and again, and for a moment be there twice.
 pub(super) struct WholeDump {
     view: Option<LsmView>,
     hash: u64,
-    bytes: Bytes,
+    head: Vec<u8>,
+    pieces: Vec<Vec<u8>>,
 }
 
 impl WholeDump {
     pub(super) fn new(view: LsmView, hash: u64) -> Self {
-        Self { view: Some(view), hash, bytes: Bytes::new() }
+        Self { view: Some(view), hash, head: Vec::new(), pieces: Vec::new() }
+    }
+
+    /// Room for so many bytes more, in one piece.
+    fn room(&mut self, len: usize) -> &mut Vec<u8> {
+        let is_full = |last: &Vec<u8>| last.capacity() - last.len() < len;
+        if self.pieces.last().is_none_or(is_full) {
+            self.pieces.push(Vec::with_capacity(len.max(PIECE_BYTES)));
+        }
+        self.pieces.last_mut().expect("there is one by now")
     }
 }
 
 impl Dump for WholeDump {
-    /// How long it is isn't known before all of it was read.
     fn prepare(&mut self) -> Result<(), String> {
         let view = self.view.take().expect("prepared once");
-        let (mut bytes, mut count) = (head(ROWS, self.hash, 0), 0_u64);
+        let mut count = 0_u64;
         view.visit((b"", None), false, &mut |key, found| {
-            bytes.extend_from_slice(&(key.len() as u32).to_le_bytes());
-            bytes.extend_from_slice(&(found.value.len() as u32).to_le_bytes());
-            bytes.extend_from_slice(&found.version.to_le_bytes());
-            bytes.extend_from_slice(key);
-            bytes.extend_from_slice(&found.value);
+            let piece = self.room(ROW_HEAD_BYTES + key.len() + found.value.len());
+            piece.extend_from_slice(&(key.len() as u32).to_le_bytes());
+            piece.extend_from_slice(&(found.value.len() as u32).to_le_bytes());
+            piece.extend_from_slice(&found.version.to_le_bytes());
+            piece.extend_from_slice(key);
+            piece.extend_from_slice(&found.value);
             count += 1;
             true
         })?;
-        bytes[24..32].copy_from_slice(&count.to_le_bytes());
-        self.bytes = finish(bytes).into();
+        self.head = head(ROWS, self.hash, count, &self.pieces);
         Ok(())
     }
 
     fn len(&self) -> usize {
-        self.bytes.len()
+        self.head.len() + self.pieces.iter().map(Vec::len).sum::<usize>()
     }
 
     fn encode_into(&self, buffer: &mut [u8]) {
-        buffer.copy_from_slice(&self.bytes);
+        let mut rest = buffer;
+        for piece in std::iter::once(&self.head).chain(&self.pieces) {
+            let (now, later) = rest.split_at_mut(piece.len());
+            now.copy_from_slice(piece);
+            rest = later;
+        }
     }
 }
 
@@ -193,7 +206,9 @@ mod tests {
         active.set_all(rows.map(|(key, entry)| (StoredKey::new(key.as_bytes()), entry)).into());
         let mut whole = WholeDump::new(LsmView { active, sealed: Vec::new(), tables: None }, 77);
         whole.prepare().unwrap();
-        for bytes in [whole.bytes.to_vec(), of_tree(77, 5)] {
+        let mut whole_bytes = vec![0; whole.len()];
+        whole.encode_into(&mut whole_bytes);
+        for bytes in [whole_bytes, of_tree(77, 5)] {
             let image = open(&bytes).unwrap();
             match image.content {
                 Content::Rows(rows) => {
@@ -208,5 +223,29 @@ mod tests {
                 assert!(open(&bytes[..at]).is_none(), "cut at {at}");
             }
         }
+    }
+    #[test]
+    fn rows_of_any_length_come_back_from_pieces_that_never_grow() {
+        let lens = [1, 600_000, 600_000, 3 << 20, 0, PIECE_BYTES];
+        let rows = lens.iter().zip(1..).map(|(&len, version)| {
+            (StoredKey::new(format!("{version}").as_bytes()), value(version, &vec![version as u8; len]))
+        });
+        let mut active = Memtable::default();
+        active.set_all(rows.collect());
+        let mut whole = WholeDump::new(LsmView { active, sealed: Vec::new(), tables: None }, 77);
+        whole.prepare().unwrap();
+        assert!(whole.pieces.iter().all(|piece| piece.capacity() <= (3 << 20) + 100), "none grew");
+        assert!(whole.pieces.len() > 3);
+        let mut bytes = vec![0; whole.len()];
+        whole.encode_into(&mut bytes);
+        let Some(Content::Rows(rows)) = open(&bytes).map(|image| image.content) else { panic!() };
+        let mut back = Vec::new();
+        rows.visit(&mut |row| {
+            assert!(row.value.iter().all(|&byte| u64::from(byte) == row.version));
+            back.push(row.value.len());
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(back, lens);
     }
 }

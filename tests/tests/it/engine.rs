@@ -249,6 +249,39 @@ fn shards_move(store: &Store) {
 }
 
 #[test]
+fn a_dump_larger_than_the_write_buffer_reaches_a_new_replica_without_filling_it() {
+    let (dir, members) = (temp_dir(), members_of(4));
+    let settings = LsmSettings { write_buffer_bytes: 4 << 20, ..LsmSettings::default() };
+    let open = |member: &Member| {
+        let mut config = Config::member(dir.path().join(&member.address), member.node, members.clone());
+        (config.cores, config.shards) = (1, 1);
+        config.store = Store::Lsm(settings.clone());
+        Engine::open(config).unwrap()
+    };
+    let engines: Vec<Engine> = members.iter().map(open).collect();
+    let client = engines[0].client();
+    let (key, value) = (|at: u32| format!("{at:03}").into_bytes(), vec![7; 64 << 10]);
+    for at in 0..320 {
+        while let Err(error) = client.put_blocking(key(at), &value) {
+            assert_eq!(error, WriteError::Busy(BusyReason::WriteBuffer), "{at}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    // Nodes 1 to 3 have the only shard.
+    change_members(&client, ShardId(1), &[MemberChange { node: NodeId(4), to: Seat::Learner }]);
+    let (begun, mut buffered_max) = (Instant::now(), 0);
+    while engines[3].metrics().dumps_installed == 0 {
+        buffered_max = buffered_max.max(engines[3].metrics().write_buffer_bytes);
+        assert!(begun.elapsed() < Duration::from_secs(60), "no dump came");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    buffered_max = buffered_max.max(engines[3].metrics().write_buffer_bytes);
+    assert!(buffered_max <= settings.write_buffer_bytes, "{buffered_max} bytes were buffered");
+    let local = engines[3].client().with_consistency(Consistency::LinearizableLocal);
+    (0..320).for_each(|at| assert_eq!(local.get_blocking(key(at)).unwrap().unwrap(), value, "{at}"));
+}
+
+#[test]
 fn a_shard_in_tables_answers_cold_conditions_and_reads_and_restarts_from_its_tables() {
     let dir = temp_dir();
     let mut config = small(Config::embedded(dir.path()));
