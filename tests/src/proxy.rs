@@ -1,17 +1,31 @@
 //! A network fault for real processes: a proxy in user space between two ends of TCP connections.
 //!
 //! It can hold back what goes one way or both (a cut: the bytes arrive once it is healed, if the connection still
-//! lives), delay, and reset every connection. TCP hides single lost packets; what is left to see of those is delay.
+//! lives), delay, and reset every connection. TCP hides single lost packets; what is left to see of those is delay. What it
+//! promises to prevent can be had as well: a piece of the stream that is lost, repeated or damaged ([`Spoil`]).
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 const POLL: Duration = Duration::from_millis(5);
 const CHUNK_BYTES: usize = 16 << 10;
+
+/// What becomes of the next piece of data, in each direction, on whichever connection it comes first.
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+pub enum Spoil {
+    /// It never arrives; what follows does.
+    Lost = 1,
+    /// Its last byte arrives twice. (All of it would be whole requests as often as not, which then are done twice: no
+    /// protocol above TCP counts on that.)
+    Repeated = 2,
+    /// A bit is another one.
+    Damaged = 3,
+}
 
 /// Forwards connections until it is dropped.
 pub struct Proxy {
@@ -24,6 +38,8 @@ struct State {
     /// Nothing passes: towards the target, and back.
     cut: [AtomicBool; 2],
     delay_ms: AtomicU64,
+    /// A [`Spoil`] for the next piece of data, by direction; 0 = none.
+    spoil: [AtomicU8; 2],
     /// Connections that began under an older number are reset.
     generation: AtomicU64,
     closed: AtomicBool,
@@ -59,6 +75,11 @@ impl Proxy {
     /// Each piece of data waits so long, in each direction.
     pub fn delay(&self, delay: Duration) {
         self.state.delay_ms.store(delay.as_millis() as u64, Ordering::Release);
+    }
+
+    /// Spoils the next piece of data, in each direction.
+    pub fn spoil_next(&self, how: Spoil) {
+        self.state.spoil.iter().for_each(|spoil| spoil.store(how as u8, Ordering::Release));
     }
 
     /// Ends every connection there is.
@@ -104,7 +125,8 @@ fn accept_all(listener: &TcpListener, target: &str, state: &Arc<State>) {
 
 /// Passes bytes on in one direction until either end or the proxy is done with the connection.
 fn pump(way: usize, mut from: &TcpStream, mut to: &TcpStream, generation: u64, state: &State) {
-    let mut chunk = vec![0; CHUNK_BYTES];
+    // One byte longer than what is read, for one that is repeated.
+    let mut chunk = vec![0; CHUNK_BYTES + 1];
     let lives = || state.generation.load(Ordering::Acquire) == generation;
     let is_set = from.set_nonblocking(false).and_then(|()| from.set_read_timeout(Some(POLL)));
     let _ = to.set_nodelay(true);
@@ -113,7 +135,7 @@ fn pump(way: usize, mut from: &TcpStream, mut to: &TcpStream, generation: u64, s
             thread::sleep(POLL);
             continue;
         }
-        match from.read(&mut chunk) {
+        match from.read(&mut chunk[..CHUNK_BYTES]) {
             Ok(0) => break,
             Ok(got) => {
                 let delay = state.delay_ms.load(Ordering::Acquire);
@@ -127,7 +149,8 @@ fn pump(way: usize, mut from: &TcpStream, mut to: &TcpStream, generation: u64, s
                 }
                 // Before they can be seen at the other end.
                 state.passed.fetch_add(got as u64, Ordering::AcqRel);
-                if to.write_all(&chunk[..got]).is_err() {
+                let spoil = state.spoil[way].swap(0, Ordering::AcqRel);
+                if to.write_all(spoilt(spoil, &mut chunk, got)).is_err() {
                     break;
                 }
             }
@@ -139,9 +162,49 @@ fn pump(way: usize, mut from: &TcpStream, mut to: &TcpStream, generation: u64, s
     let _ = to.shutdown(Shutdown::Both);
 }
 
+/// What arrives of the first `got` bytes.
+fn spoilt(how: u8, chunk: &mut [u8], got: usize) -> &[u8] {
+    match how {
+        0 => &chunk[..got],
+        how if how == Spoil::Lost as u8 => &[],
+        how if how == Spoil::Repeated as u8 => {
+            chunk[got] = chunk[got - 1];
+            &chunk[..=got]
+        }
+        _ => {
+            chunk[got / 2] ^= 0x10;
+            &chunk[..got]
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_piece_is_lost_repeated_or_damaged_and_the_next_arrives() {
+        let target = TcpListener::bind("127.0.0.1:0").unwrap();
+        let proxy = Proxy::start("127.0.0.1:0", &target.local_addr().unwrap().to_string()).unwrap();
+        let mut client = TcpStream::connect(proxy.address()).unwrap();
+        let (mut server, _) = target.accept().unwrap();
+        for (how, arrives) in
+            [(Spoil::Lost, &b"next"[..]), (Spoil::Repeated, b"pieceenext"), (Spoil::Damaged, b"pi\x75cenext")]
+        {
+            let before = proxy.passed();
+            proxy.spoil_next(how);
+            client.write_all(b"piece").unwrap();
+            while proxy.passed() < before + 5 {
+                thread::sleep(POLL);
+            }
+            client.write_all(b"next").unwrap();
+            let mut read = vec![0; arrives.len()];
+            server.read_exact(&mut read).unwrap();
+            assert_eq!(read, arrives, "{how:?}");
+            // Nothing was sent in the other direction: what was ordered for it is still due.
+            proxy.state.spoil[1].store(0, Ordering::Release);
+        }
+    }
 
     #[test]
     fn a_cut_holds_bytes_back_one_way_until_it_is_healed_and_a_reset_ends_the_connection() {

@@ -6,7 +6,7 @@ use floe::remote::ask_status;
 use floe::{Client, ReadError, WriteBatch, WriteError, WriteOutcome};
 use floe_checker::linearizability::{Action, BUDGET, Operation, Verdict, check_keys};
 use floe_tests::ports::free_ports;
-use floe_tests::proxy::Proxy;
+use floe_tests::proxy::{Proxy, Spoil};
 use floe_tests::random::Random;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ const KEYS: u64 = 4;
 /// Longer than elections take, shorter than most faults.
 const DEADLINE: Duration = Duration::from_secs(2);
 /// Kinds of faults that meet one node, numbered from 0.
-const KINDS: u64 = 6;
+const KINDS: u64 = 7;
 /// `kill -9` of one node.
 const KILL: u64 = 0;
 /// `kill -9` of all nodes at once.
@@ -123,9 +123,13 @@ impl Cluster {
                 (0..NODES).for_each(|node| self.signal(node, "KILL"));
                 (0..NODES).for_each(|node| self.restart(node));
             }
-            _ => {
+            5 => {
                 self.links[node].reset();
                 self.doors[(node + 1) % NODES].reset();
+            }
+            _ => {
+                let how = [Spoil::Lost, Spoil::Repeated, Spoil::Damaged][random.below(3) as usize];
+                self.links.iter().chain(&self.doors).for_each(|proxy| proxy.spoil_next(how));
             }
         }
     }

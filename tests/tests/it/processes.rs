@@ -151,6 +151,20 @@ fn mistakes_in_a_configuration_are_answered_with_what_to_do() {
 }
 
 #[test]
+fn nobody_is_told_to_talk_to_whoever_has_a_local_clusters_port() {
+    let dir = temp_dir();
+    let port = consecutive_ports(3);
+    let taken = std::net::TcpListener::bind(("127.0.0.1", port + 1)).unwrap();
+    let mut local = floe();
+    local.arg("local").arg("--dir").arg(dir.path()).args(["--port", &port.to_string()]);
+    let output = local.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let named = format!("can't listen on {}", taken.local_addr().unwrap());
+    assert!(said.contains(&named) && said.contains("another --port"), "{said}");
+    assert!(output.stdout.is_empty() && output.status.code() == Some(1), "{:?}", output.stdout);
+}
+
+#[test]
 fn a_local_cluster_restarts_nothing_and_ends_as_a_whole() {
     let dir = temp_dir();
     let port = consecutive_ports(3);

@@ -6,6 +6,7 @@ use floe::config_file;
 use floe::{Config, LsmSettings, Member, NodeId, Store};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -58,7 +59,9 @@ pub fn run(args: &LocalArgs) -> Result<(), String> {
         .map_err(|error| format!("can't make {}: {error}; choose another --dir", args.dir.display()))?;
     let dir = fs::canonicalize(&args.dir).map_err(|error| format!("{}: {error}", args.dir.display()))?;
     let files: Vec<_> = (1..=args.nodes).map(|node| config_of(args, &dir, node)).collect::<Result<_, _>>()?;
-    crate::print(&greeting(&files)?)?;
+    let addresses = addresses(&files)?;
+    check_ports(&addresses)?;
+    crate::print(&greeting(&addresses))?;
     let (events, arrived) = channel();
     let mut nodes = Vec::new();
     for (number, file) in (1..).zip(&files) {
@@ -111,17 +114,31 @@ fn config_of(args: &LocalArgs, dir: &Path, node: u16) -> Result<PathBuf, String>
     Ok(file)
 }
 
-fn greeting(files: &[PathBuf]) -> Result<String, String> {
+/// Where the nodes are to serve.
+fn addresses(files: &[PathBuf]) -> Result<Vec<String>, String> {
     let address = |(number, file): (usize, &PathBuf)| {
         let config = config_file::read(file)?;
         config.listen_address().map(str::to_owned).ok_or_else(|| format!("node {number} listens nowhere"))
     };
-    let addresses = (1..).zip(files).map(address).collect::<Result<Vec<_>, _>>()?.join(",");
-    let nodes = files.len();
-    Ok(format!(
+    (1..).zip(files).map(address).collect()
+}
+
+/// Before anybody is told to talk to whoever serves there.
+fn check_ports(addresses: &[String]) -> Result<(), String> {
+    for address in addresses {
+        TcpListener::bind(address).map_err(|error| {
+            format!("can't listen on {address}: {error}; stop what serves there, or choose another --port and a new --dir")
+        })?;
+    }
+    Ok(())
+}
+
+fn greeting(addresses: &[String]) -> String {
+    let (nodes, addresses) = (addresses.len(), addresses.join(","));
+    format!(
         "{nodes} nodes are starting. Ctrl-C stops all of them. In another terminal:\n  \
          export FLOE_ENDPOINTS={addresses}\n  floe put greeting hello\n  floe get greeting\n  floe status --watch\n"
-    ))
+    )
 }
 
 struct Node {

@@ -18,7 +18,8 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 /// Shows nodes, and who leads which shard.
 ///
 /// Each node is asked for itself. `lag` is how many entries a replica is behind the highest commit index that any of
-/// the shard's replicas knows. Exit status 1 if a node doesn't answer, or a shard has no leader that answers.
+/// the shard's replicas knows. Exit status 1 if a node doesn't answer or hears of no leader of shards that have one, or if
+/// a shard has no leader that answers.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  floe status --endpoints 127.0.0.1:7401 --watch\n  floe status --endpoints 127.0.0.1:7401 --json | jq '.shards[] | select(.leader == 0)'"
@@ -79,6 +80,8 @@ struct Shard {
     commit: u64,
     /// Nodes of its voters, as the leader has them; none without a leader.
     voters: Vec<u64>,
+    /// Those of them whose replicas answer, and know of no leader.
+    unled: Vec<u64>,
     /// Node, entries behind `commit`, and what is wrong with the replica.
     replicas: Vec<(u64, u64, String)>,
 }
@@ -110,6 +113,16 @@ impl Picture {
                 "shards without a leader that answers: {without}. An election takes less than a second, and most of a \
                  shard's replicas"
             ));
+        }
+        for node in &self.nodes {
+            let unled = self.shards.iter().filter(|shard| shard.unled.contains(&node.id)).count();
+            if unled > 0 {
+                wrong.push(format!(
+                    "node {} hears of no leader of {unled} shards that have one: if that stays so, the others' logs say \
+                     why they don't talk to it",
+                    node.id
+                ));
+            }
         }
         if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n      ")) }
     }
@@ -228,12 +241,15 @@ fn shard(descriptor: &[u8], nodes: &[Node]) -> Result<Shard, String> {
     let leader =
         replicas.iter().filter(|(_, replica)| replica.is_leader).max_by_key(|(_, replica)| replica.term);
     let commit = replicas.iter().map(|(_, replica)| replica.commit).max().unwrap_or(0);
+    let voters = leader.map_or_else(Vec::new, |(_, replica)| replica.voters.clone());
+    let unled = replicas.iter().filter(|(node, replica)| replica.leader == 0 && voters.contains(node));
     Ok(Shard {
         id: descriptor.shard.0,
         leader: leader.map_or(0, |(node, _)| *node),
         term: replicas.iter().map(|(_, replica)| replica.term).max().unwrap_or(0),
         commit,
-        voters: leader.map_or_else(Vec::new, |(_, replica)| replica.voters.clone()),
+        unled: unled.map(|(node, _)| *node).collect(),
+        voters,
         replicas: replicas
             .iter()
             .map(|(node, replica)| (*node, commit.saturating_sub(replica.applied), replica.fault.clone()))
@@ -279,8 +295,15 @@ mod tests {
     fn the_verdict_names_what_is_wrong_and_nothing_else() {
         let node = |id, status| Node { id, address: String::new(), status };
         let down = || Err("connecting: refused".into());
-        let shard =
-            |leader| Shard { id: 1, leader, term: 1, commit: 1, voters: Vec::new(), replicas: Vec::new() };
+        let shard = |leader| Shard {
+            id: 1,
+            leader,
+            term: 1,
+            commit: 1,
+            voters: Vec::new(),
+            unled: Vec::new(),
+            replicas: Vec::new(),
+        };
         let nodes = vec![node(1, Ok(NodeStatus::default())), node(2, down()), node(4, down())];
         let mut picture = Picture { nodes, shards: vec![shard(0), shard(1)], replication: 1 };
         let said = picture.verdict().unwrap_err();
@@ -289,5 +312,7 @@ mod tests {
         assert!(!picture.verdict().unwrap_err().contains("no answer"));
         picture.shards.remove(0);
         assert_eq!(picture.verdict(), Ok(()));
+        picture.shards[0].unled.push(1);
+        assert!(picture.verdict().unwrap_err().starts_with("node 1 hears of no leader of 1 shards"));
     }
 }
