@@ -53,11 +53,11 @@ pub fn key(id: u32) -> [u8; KEY_LEN] {
     key
 }
 
-fn filler(id: u32, version: u32) -> impl Iterator<Item = [u8; 8]> {
+fn filler(id: u32, version: u32) -> impl Iterator<Item = u64> {
     let seed = mix(u64::from(id) << 32 | u64::from(version));
     (1u64..).map(move |place| {
         let word = seed.wrapping_add(place.wrapping_mul(GOLDEN));
-        (word ^ word >> 32).wrapping_mul(GOLDEN).to_le_bytes()
+        (word ^ word >> 32).wrapping_mul(GOLDEN)
     })
 }
 
@@ -67,7 +67,7 @@ pub fn fill_value(id: u32, version: u32, value: &mut [u8]) {
     head[..4].copy_from_slice(&version.to_le_bytes());
     head[4..].copy_from_slice(&id.to_le_bytes());
     for (chunk, word) in rest.chunks_mut(8).zip(filler(id, version)) {
-        chunk.copy_from_slice(&word[..chunk.len()]);
+        chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
     }
 }
 
@@ -78,9 +78,15 @@ fn version_of(id: u32, value: &[u8], payload: usize) -> Option<u32> {
     }
     let (head, rest) = value.split_at(HEAD_LEN);
     let version = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
-    let same = head[4..] == id.to_le_bytes()
-        && rest.chunks(8).zip(filler(id, version)).all(|(chunk, word)| *chunk == word[..chunk.len()]);
+    let same = head[4..] == id.to_le_bytes() && is_filler(rest, filler(id, version));
     same.then_some(version)
+}
+
+/// Word by word: compared as slices these were a third of what a get costs.
+fn is_filler(bytes: &[u8], mut words: impl Iterator<Item = u64>) -> bool {
+    let (chunks, rest) = bytes.as_chunks::<8>();
+    let whole = chunks.iter().zip(&mut words).all(|(chunk, word)| u64::from_le_bytes(*chunk) == word);
+    whole && words.next().is_some_and(|word| *rest == word.to_le_bytes()[..rest.len()])
 }
 
 /// What a read showed.

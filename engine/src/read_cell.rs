@@ -24,7 +24,6 @@ use floe_raft::{Index, Nanos, Planted, Term, is_planted};
 use floe_shard::descriptor::Descriptor;
 use floe_shard::request::{Answer, Consistency, Query, Request, Versioned};
 use floe_shard::{MultiRaft, NodeId, Readable, ShardId, StateView, ViewId};
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -84,7 +83,8 @@ struct Cell {
 
 /// The cells of a node's shards. Each is written by the shard's core alone.
 pub struct ReadCells {
-    cells: BTreeMap<ShardId, Cell>,
+    /// In order of the shards.
+    cells: Vec<(ShardId, Cell)>,
     /// What scans under way go on in.
     pub views: HeldViews,
 }
@@ -92,7 +92,8 @@ pub struct ReadCells {
 impl ReadCells {
     /// Cells, all empty, of these shards; others are always read through their cores. `seed`: see [`HeldViews::new`].
     pub fn new(node: NodeId, seed: u64, shards: &[Descriptor]) -> Arc<Self> {
-        let cells = shards.iter().map(|descriptor| (descriptor.shard, Cell::default())).collect();
+        let mut cells: Vec<_> = shards.iter().map(|descriptor| (descriptor.shard, Cell::default())).collect();
+        cells.sort_unstable_by_key(|(shard, _)| *shard);
         Arc::new(Self { cells, views: HeldViews::new(node, seed) })
     }
 
@@ -137,9 +138,14 @@ impl ReadCells {
         Guard::into_inner(self.look(shard, consistency)?)
     }
 
+    fn cell(&self, shard: ShardId) -> Option<&Cell> {
+        let at = self.cells.binary_search_by_key(&shard, |(shard, _)| *shard).ok()?;
+        Some(&self.cells[at].1)
+    }
+
     /// [`ReadCells::load`] without a share of its own: readers of many threads would fight for its count.
     fn look(&self, shard: ShardId, consistency: Consistency) -> Option<Guard<Option<Arc<Open>>>> {
-        let cell = self.cells.get(&shard)?;
+        let cell = self.cell(shard)?;
         let open = cell.open.load();
         let is_linearizable = consistency.is_linearizable();
         if open.as_ref().is_none_or(|open| is_linearizable && open.grant.term == 0) {
@@ -153,7 +159,7 @@ impl ReadCells {
     /// somebody has read it under its lease since the last time: then it is to be kept awake
     /// ([`MultiRaft::note_read`]), or it would go quiet, lose its lease and have every reader ask the core.
     pub fn refresh(&self, shard: ShardId, multi: &MultiRaft) -> bool {
-        let Some(cell) = self.cells.get(&shard) else { return false };
+        let Some(cell) = self.cell(shard) else { return false };
         let open = cell.open.load_full();
         let Some(now) = multi.readable(shard) else {
             cell.close(open);
@@ -171,7 +177,7 @@ impl ReadCells {
 
     /// A core has ended: nothing is read past it any more.
     pub fn close(&self, shards: impl Iterator<Item = ShardId>) {
-        for cell in shards.filter_map(|shard| self.cells.get(&shard)) {
+        for cell in shards.filter_map(|shard| self.cell(shard)) {
             cell.close(cell.open.load_full());
         }
     }
@@ -345,6 +351,15 @@ mod tests {
         run(multi, at..at + 10);
         cells.refresh(SHARD, multi);
         at + 10
+    }
+
+    #[test]
+    fn every_shard_has_its_cell_in_whatever_order_they_come() {
+        let mut descriptors = pre_split(&[NodeId(1)], 9, 1);
+        descriptors.reverse();
+        let cells = ReadCells::new(NodeId(1), 1, &descriptors);
+        assert!(descriptors.iter().all(|descriptor| cells.cell(descriptor.shard).is_some()));
+        assert!(cells.cell(ShardId(0)).is_none() && cells.cell(ShardId(10)).is_none());
     }
 
     #[test]

@@ -33,9 +33,11 @@ impl ShardMap {
     /// The shard that owns `key`, as far as the map knows. O(log shards).
     pub fn locate(&self, key: &[u8]) -> Option<&Descriptor> {
         let head = head(key);
-        let like = self.heads.partition_point(|start| *start < head);
-        let alike = self.heads[like..].partition_point(|start| *start == head);
-        let after = like + self.shards[like..like + alike].partition_point(|shard| shard.range.start <= *key);
+        let mut after = self.heads.partition_point(|start| *start < head);
+        if self.heads.get(after) == Some(&head) {
+            let alike = self.heads[after..].partition_point(|start| *start == head);
+            after += self.shards[after..after + alike].partition_point(|shard| shard.range.start <= *key);
+        }
         self.shards.get(after.checked_sub(1)?).filter(|shard| shard.range.contains(key))
     }
 
