@@ -57,6 +57,34 @@ impl fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
+/// Why entries can't be read from the log ([`crate::Raft::slice`]). It stays as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NotHeld {
+    /// The first of them are gone, because the log was compacted or a snapshot has come into their place: the state
+    /// holds what they did.
+    Compacted {
+        /// The first index that the log holds, or will.
+        first: Index,
+    },
+    /// The last of them aren't there, or not any more.
+    Beyond {
+        /// The last index of the log; the one before its first if it holds none.
+        last: Index,
+    },
+}
+
+impl fmt::Display for NotHeld {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Compacted { first } => write!(f, "the log begins at {first}"),
+            Self::Beyond { last } => write!(f, "the log ends at {last}"),
+        }
+    }
+}
+
+impl std::error::Error for NotHeld {}
+
 /// Why a change of a [`crate::Membership`] was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

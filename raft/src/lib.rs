@@ -83,7 +83,7 @@
 //!         if let Some(write) = ready.write {
 //!             raft.persisted(write);
 //!         }
-//!         applied.extend(raft.slice(ready.committed.clone()).cloned());
+//!         applied.extend(raft.slice(ready.committed.clone()).expect("not compacted yet").cloned());
 //!         if let Some(last) = ready.committed.clone().last() {
 //!             raft.applied(last);
 //!         }
@@ -158,7 +158,7 @@ mod writes;
 
 pub use change::MembershipChange;
 pub use config::{Config, ConfigError};
-pub use error::{ChangeError, Refused};
+pub use error::{ChangeError, NotHeld, Refused};
 pub use lazy::{Lazy, Part};
 pub use lease::Lease;
 pub use membership::{Change, Membership};

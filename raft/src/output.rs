@@ -1,5 +1,6 @@
 //! What goes out: [`Raft::ready`] and the looks at a replica's state.
 
+use crate::error::NotHeld;
 use crate::lazy::Part;
 use crate::leader::View;
 use crate::membership::Membership;
@@ -241,22 +242,25 @@ impl Raft {
     }
 
     /// Entries `from..=to_inclusive`, cut where their sizes exceed `max_bytes`; the first one is always
-    /// admitted. Empty if `from` is not in the log.
+    /// admitted. Empty if `from` is not in the log; [`Raft::slice`] says why.
     pub fn entries(&self, from: Index, to_inclusive: Index, max_bytes: usize) -> Vec<Entry> {
         self.log.slice(from, to_inclusive, max_bytes).cloned().collect()
     }
 
-    /// The entries at `range`, as they lie in the log. Nothing is copied.
+    /// The entries at `range`, as they lie in the log: all of them, or none. Nothing is copied.
     ///
-    /// # Panics
-    /// If one of them isn't in the log. What [`crate::Ready::committed`] names is, until it was applied and
-    /// [`Raft::compact`] has dropped it, or a snapshot has come into its place.
-    pub fn slice(&self, range: Range<Index>) -> impl ExactSizeIterator<Item = &Entry> {
-        let slice = self.log.slice(range.start, range.end.saturating_sub(1), usize::MAX);
-        let (base, last, count) =
-            (self.log.base(), self.log.last_mark(), range.end.saturating_sub(range.start));
-        assert!(slice.len() as u64 == count, "{}: {range:?} isn't in the log {base}..={last}", self.id);
-        slice
+    /// # Errors
+    /// One of them isn't in the log. What [`crate::Ready::committed`] names is, until it was applied and
+    /// [`Raft::compact`] has dropped it, or a snapshot has come into its place ([`Raft::snapshot_installed`]).
+    pub fn slice(&self, range: Range<Index>) -> Result<impl ExactSizeIterator<Item = &Entry>, NotHeld> {
+        let (first, last) = (self.log.first_index(), self.log.last_index());
+        if !range.is_empty() && range.start < first {
+            return Err(NotHeld::Compacted { first });
+        }
+        if !range.is_empty() && range.end > last + 1 {
+            return Err(NotHeld::Beyond { last });
+        }
+        Ok(self.log.slice(range.start, range.end.saturating_sub(1), usize::MAX))
     }
 
     /// Bytes of the entries held in memory, by [`Entry::size`].

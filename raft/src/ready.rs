@@ -27,8 +27,9 @@ pub struct Ready {
     /// A staged snapshot to install: persist the install record, swap the state, then report
     /// [`crate::Raft::snapshot_installed`]. Never together with `committed`.
     pub snapshot: Option<SnapshotInstall>,
-    /// Committed entries to apply, at most up to min(commit, own durable index). They stay in the log until
-    /// they have been applied: read them there with [`crate::Raft::slice`].
+    /// Committed entries to apply, at most up to min(commit, own durable index): read them in the log with
+    /// [`crate::Raft::slice`]. There they stay until they have been applied; a snapshot that comes into their place
+    /// holds what they do, and nothing more is to be done about them.
     pub committed: Range<Index>,
     /// Reads that may be served once `index` is applied here.
     pub reads: Vec<ReadState>,

@@ -281,7 +281,8 @@ impl Replica {
         };
         let log = self.base.flushed.index + 1..self.raft.last_mark().index + 1;
         let add = |sum: usize, entry: &Entry| Some(sum + entry.size()).filter(|&sum| sum <= bytes_max);
-        self.raft.slice(log).try_fold(0, add)
+        let mut entries = self.raft.slice(log).expect("nothing that isn't flushed leaves the log");
+        entries.try_fold(0, add)
     }
 
     /// Drops the log that is dumped and that nobody is going to be sent: up to what every follower has and

@@ -195,7 +195,10 @@ impl MultiRaft {
         }
         let members_before = replica.descriptor.epoch.membership;
         for index in replica.applied.index + 1..replica.apply_to + 1 {
-            let Some(entry) = replica.raft.slice(index..index + 1).next().cloned() else { break };
+            let entry = replica.raft.slice(index..index + 1).map(|mut entries| entries.next().cloned());
+            let Ok(Some(entry)) = entry else {
+                panic!("{}: {index} is gone from the log, and not applied: {entry:?}", replica.shard);
+            };
             let applied = replica.apply(&entry);
             if matches!(applied, Applied::Pending) {
                 jobs.fetch(replica, outbox);

@@ -347,8 +347,8 @@ impl Cluster {
             });
         }
         ready.messages.drain(..).for_each(|message| self.post(message));
-        let committed: Vec<_> =
-            self.nodes[number - 1].raft().slice(ready.committed.clone()).cloned().collect();
+        let committed = self.node(number).raft().slice(ready.committed.clone());
+        let committed: Vec<_> = committed.expect("not compacted yet").cloned().collect();
         for entry in &committed {
             self.say(format!("{id} applies {}", describe_entry(entry)));
             self.check_committed(number, entry);

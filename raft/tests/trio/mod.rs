@@ -101,7 +101,8 @@ pub fn carry_out(raft: &mut Raft, ready: &mut Ready) -> u64 {
     if ready.committed.is_empty() {
         return 0;
     }
-    let bytes = raft.slice(ready.committed.clone()).map(|entry| entry.data.len() as u64).sum();
+    let committed = raft.slice(ready.committed.clone()).expect("not compacted yet");
+    let bytes = committed.map(|entry| entry.data.len() as u64).sum();
     raft.applied(ready.committed.end - 1);
     if raft.applied_index() + 1 - raft.first_index() >= COMPACT_EVERY {
         raft.compact(raft.applied_index());
