@@ -50,6 +50,7 @@ impl Script {
                 "spares" => spares = value,
                 "append" => config.append_bytes_max = value,
                 "inflight" => config.inflight_messages_max = value,
+                "inflight-bytes" => config.inflight_bytes_max = value,
                 "uncommitted" => config.uncommitted_bytes_max = value,
                 "promise" => promise_ms = value,
                 "leases" => config.leases = value != 0,
