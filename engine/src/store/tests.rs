@@ -497,3 +497,39 @@ fn a_flush_that_waits_for_compaction_seals_nothing_and_loses_nothing() {
     let found = rows(read(&again, &scan("", "", 0, false)));
     assert_eq!((found.len(), &found[0].value.value[..]), (1, &b"last"[..]));
 }
+
+fn resident_bytes() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+/// What an open tree with one small table takes, measured from outside: why there is no limit on how many are open.
+#[test]
+#[ignore = "makes a thousand trees, and must be alone in its process"]
+fn an_open_tree_takes_less_than_16_kib() {
+    const TREES: u64 = 1000;
+    let dir = tempfile::tempdir().unwrap();
+    let (first, janitor) = stores(dir.path());
+    let flushed = |_| {
+        let mut store = LsmStore::new(shard(), &first);
+        put(&mut store, 1, "key", &"v".repeat(100));
+        saved(store.flush(&head(1)).unwrap())
+    };
+    let dumps: Vec<Bytes> = (0..TREES).map(flushed).collect();
+    drop((first, janitor));
+    let (second, _janitor) = stores(dir.path());
+    let mut open = Vec::with_capacity(TREES as usize);
+    let mut before = 0;
+    for dump in &dumps {
+        let mut store = LsmStore::new(shard(), &second);
+        store.restore(dump).unwrap();
+        open.push(store);
+        // The first ones also bring what all share.
+        if open.len() == 100 {
+            before = resident_bytes();
+        }
+    }
+    let per_tree = (resident_bytes() - before) / (TREES as usize - 100);
+    println!("{per_tree} bytes per open tree");
+    assert!(per_tree < 16 << 10, "{per_tree} bytes");
+}

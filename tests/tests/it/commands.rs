@@ -200,6 +200,39 @@ fn an_import_that_was_cut_goes_on_where_it_was() {
 }
 
 #[test]
+fn an_import_into_a_cluster_that_was_begun_anew_skips_nothing() {
+    let dir = temp_dir();
+    let (_node, address) = node(dir.path());
+    let text = "\u{feff}one\t1\r\ntwo\t2\r\nno row\r\n\r\nthree\t3\n";
+    let file = dir.path().join("rows.tsv");
+    std::fs::write(&file, text).unwrap();
+    // As if a former cluster had the rows before line `lines + 1`.
+    let claim = |lines: usize| {
+        let request = serde_json::json!({ "format": "tsv", "key": "1", "value": "2", "escaped": false,
+            "header": false, "endpoints": [address] });
+        let offset: usize = text.split_inclusive('\n').take(lines).map(str::len).sum();
+        let done = serde_json::json!({ "offset": offset, "lines": lines, "rows": lines.min(2), "bad": 0 });
+        let sidecar = serde_json::json!({ "request": request, "done": done }).to_string();
+        std::fs::write(dir.path().join("rows.tsv.floe-import"), sidecar).unwrap();
+    };
+    let import = ["import", "--key", "1", "--value", "2", file.to_str().unwrap()];
+    let held = || says(&address, &["scan"]);
+    for lines in [1, 4] {
+        claim(lines);
+        let complaint = fails(&address, &import);
+        assert!(complaint.contains("beginning anew") && complaint.contains("line 3"), "{complaint}");
+        assert_eq!(held(), "one\t1\nthree\t3\ntwo\t2\n");
+        // The row is there now, and what comes before it isn't sent again.
+        says(&address, &["put", "one", "other"]);
+        says(&address, &["delete", "three"]);
+        claim(4);
+        says(&address, &import);
+        assert_eq!(held(), "one\tother\nthree\t3\ntwo\t2\n");
+        ["one", "two", "three"].iter().for_each(|key| drop(says(&address, &["delete", key])));
+    }
+}
+
+#[test]
 fn help_teaches_and_shells_can_complete() {
     for command in ["node", "local", "status", "put", "get", "scan", "import", "export"] {
         let help = floe().args([command, "--help"]).output().unwrap();

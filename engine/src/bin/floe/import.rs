@@ -6,6 +6,7 @@
 
 use crate::cluster::Cluster;
 use crate::lanes::{GivenUp, Lanes};
+use crate::resume::is_held;
 use clap::Args;
 use floe::rows::{Format, Row, Shape};
 use floe::{CommandError, KEY_BYTES_MAX, ShardId, VALUE_BYTES_MAX};
@@ -26,13 +27,14 @@ const LISTED_MAX: usize = 20;
 /// Longest line that is read as one: the largest row as `floe export` writes it, in which a byte may take six ("\u0001").
 const LINE_BYTES_MAX: u64 = 6 * (KEY_BYTES_MAX + VALUE_BYTES_MAX) as u64 + 4096;
 /// What some editors begin a text with. It belongs to no row.
-const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+pub const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Imports a file, one row per line.
 ///
 /// The key of a row is one of its columns (TSV) or fields (NDJSON), of 1 byte to 16 KiB; its value is another one, or the
 /// whole line, of up to 8 MiB. If the import is cut, whatever the reason, the same command goes on after the last row that
-/// was acknowledged together with all before it: that is kept in FILE.floe-import, which is removed at the end.
+/// was acknowledged together with all before it: that is kept in FILE.floe-import, which is removed at the end. If the
+/// cluster doesn't hold that row, because it was begun anew meanwhile, the import begins anew, too, and says so.
 ///
 /// Rows that can't be imported are skipped and listed with their line numbers at the end; the exit status is 1 then.
 #[derive(Args)]
@@ -109,12 +111,21 @@ pub fn run(args: ImportArgs) -> Result<(), String> {
     };
     shape.check()?;
     let sidecar = Sidecar::new(&args, &shape);
-    let mark = if args.restart { Mark::default() } else { sidecar.load(len)? };
+    let client = args.cluster.client()?;
+    let mut mark = if args.restart { Mark::default() } else { sidecar.load(len)? };
     if mark.offset > 0 {
-        eprintln!("going on after line {} of {name}, where an earlier import was cut", mark.lines);
+        if is_held(&client, (&file, &shape, args.header), mark.offset)? {
+            eprintln!("going on after line {} of {name}, where an earlier import was cut", mark.lines);
+        } else {
+            eprintln!(
+                "beginning anew: an earlier import came to line {} of {name}, but the last row before it isn't in this cluster",
+                mark.lines
+            );
+            mark = Mark::default();
+        }
     }
     let mut import = Import {
-        lanes: Lanes::new(args.cluster.client()?, Duration::from_secs(args.patience)),
+        lanes: Lanes::new(client, Duration::from_secs(args.patience)),
         window_bytes: (args.window as usize) << 20,
         mark,
         lines: VecDeque::new(),
@@ -299,7 +310,7 @@ fn given_up(GivenUp { row, reason }: GivenUp) -> String {
 }
 
 /// Key and value of a line that can be written; or what is wrong with it.
-fn row<'a>(shape: &Shape, line: &'a [u8]) -> Result<Row<'a>, String> {
+pub fn row<'a>(shape: &Shape, line: &'a [u8]) -> Result<Row<'a>, String> {
     let (key, value) = shape.row(line)?;
     let error = match (key.len(), value.len()) {
         (0, _) => CommandError::EmptyKey,

@@ -7,6 +7,7 @@ mod lanes;
 mod local;
 mod members;
 mod node;
+mod resume;
 mod scrape;
 mod signals;
 mod status;
