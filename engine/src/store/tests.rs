@@ -191,6 +191,36 @@ fn model_run(seed: u64) {
 }
 
 #[test]
+fn keys_that_begin_with_the_highest_byte_keep_their_order_and_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (stores, _janitor) = stores(dir.path());
+    let (mut store, mut model) = (LsmStore::new(shard(), &stores), MemoryStore::new());
+    let longest = [0xFF; floe_shard::KEY_BYTES_MAX];
+    let mut keys =
+        [&b"\0"[..], &[0xFE, 0xFF], &[0xFF], &[0xFF, 0], &[0xFF, 0, 0], &[0xFF, 1], &[0xFF, 0xFF], &longest];
+    keys.reverse();
+    let mut batch = WriteBatch::new();
+    for key in keys {
+        batch.put(key.to_vec(), "v");
+    }
+    let command = payload(&batch);
+    apply(&mut store, 1, &command);
+    model.apply(Mark::new(1, 1), &command, &KeyRange::all());
+    saved(store.flush(&head(1)).unwrap());
+    store.flush_ended();
+    let get = |key: &[u8]| Query::Get { key: Bytes::copy_from_slice(key) };
+    for low in keys {
+        assert_eq!(read(&store, &get(low)), model.read(&get(low), &KeyRange::all()), "{low:?}");
+        for high in keys {
+            let (start, end) = (Bytes::copy_from_slice(low), Bytes::copy_from_slice(high));
+            let query = Query::Scan { start, end, limit: 0, bytes_max: 1 << 20, reverse: false, view: None };
+            assert_eq!(read(&store, &query), model.read(&query, &KeyRange::all()), "{low:?} to {high:?}");
+        }
+    }
+    assert_eq!(all_rows(&*store.view().unwrap()), all_rows(&*model.view().unwrap()));
+}
+
+#[test]
 fn a_view_stays_as_it_was_through_flushes_and_compaction() {
     let dir = tempfile::tempdir().unwrap();
     let (stores, _janitor) = stores(dir.path());

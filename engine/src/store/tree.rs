@@ -7,7 +7,8 @@
 //! needs old versions inside the tree, and every compaction may drop them.
 //!
 //! ```text
-//! key    as the user's                       16,385 x 0xFF: sorts after every user's key
+//! key    as the user's; one that begins      0xFF 0x01: sorts after every user's key as it is stored
+//!        with 0xFF has a 0x00 behind that
 //! value  version u64 LE | the user's bytes   the flush's dump file: mark, descriptor, membership, state hash
 //! ```
 //!
@@ -30,6 +31,7 @@ use lsm_tree::{
     SequenceNumberCounter, Slice, Table,
 };
 use parking_lot::Mutex;
+use std::borrow::Cow;
 use std::fs;
 use std::io::{self, Write};
 use std::ops::Bound;
@@ -37,7 +39,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Where a flush's dump file lies among the rows.
-static META_KEY: [u8; floe_shard::KEY_BYTES_MAX + 1] = [0xFF; floe_shard::KEY_BYTES_MAX + 1];
+///
+/// Short, because an open table has its last key in memory several times. Without those that begin with 0xFF being stored in
+/// another way it would have to be longer than any user's.
+const META_KEY: [u8; 2] = [0xFF, 1];
 /// Above every sequence number that a tree gives.
 const NEWEST: SeqNo = SeqNo::MAX >> 1;
 /// Runs of level 0 beyond which nothing is flushed until compaction has caught up. (From 255 on a tree can't be read.)
@@ -168,12 +173,14 @@ impl Rows<'_> {
         self.row.clear();
         self.row.extend_from_slice(&version.to_le_bytes());
         self.row.extend_from_slice(value);
-        self.ingestion.write(key, self.row.as_slice()).map_err(|error| failure(self.dir, &error))?;
+        self.ingestion
+            .write(&*stored(key), self.row.as_slice())
+            .map_err(|error| failure(self.dir, &error))?;
         self.wrote(key.len() + self.row.len())
     }
 
     pub(super) fn delete(&mut self, key: &[u8]) -> Result<(), String> {
-        self.ingestion.write_tombstone(key).map_err(|error| failure(self.dir, &error))?;
+        self.ingestion.write_tombstone(&*stored(key)).map_err(|error| failure(self.dir, &error))?;
         self.wrote(key.len())
     }
 
@@ -231,7 +238,7 @@ impl Tables {
 
     /// A key's value. May wait for the disk.
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Versioned>, String> {
-        self.find(key)?.map(|value| self.versioned(&value)).transpose()
+        self.find(&stored(key))?.map(|value| self.versioned(&value)).transpose()
     }
 
     fn find(&self, key: &[u8]) -> Result<Option<Slice>, String> {
@@ -255,8 +262,8 @@ impl Tables {
         high: Option<&[u8]>,
         reverse: bool,
     ) -> Box<dyn Iterator<Item = TableRow> + '_> {
-        let bounds =
-            (Bound::Included(Slice::from(low)), Bound::Excluded(Slice::from(high.unwrap_or(&META_KEY))));
+        let high = high.map_or(Slice::from(&META_KEY), |high| Slice::from(&*stored(high)));
+        let bounds = (Bound::Included(Slice::from(&*stored(low))), Bound::Excluded(high));
         let runs = self.runs.iter().map(|run| {
             let tables = run.clone().into_iter();
             let bounds = bounds.clone();
@@ -272,7 +279,7 @@ impl Tables {
             Ok(item) if item.is_tombstone() => None,
             Ok(item) => {
                 let versioned = self.versioned(&item.value);
-                Some(versioned.map(|versioned| (Bytes::copy_from_slice(&item.key.user_key), versioned)))
+                Some(versioned.map(|versioned| (users(&item.key.user_key), versioned)))
             }
             Err(error) => Some(Err(failure(&self.dir, &error))),
         }
@@ -282,6 +289,22 @@ impl Tables {
         let short = || format!("{}: a value of {} bytes has no version", self.dir.display(), value.len());
         let (version, value) = value.split_first_chunk().ok_or_else(short)?;
         Ok(Versioned { version: u64::from_le_bytes(*version), value: Bytes::copy_from_slice(value) })
+    }
+}
+
+/// A user's key as it is stored. Keeps the order.
+fn stored(key: &[u8]) -> Cow<'_, [u8]> {
+    match key {
+        [0xFF, rest @ ..] => Cow::Owned([&[0xFF, 0], rest].concat()),
+        _ => Cow::Borrowed(key),
+    }
+}
+
+/// A stored key as it is the user's.
+fn users(key: &[u8]) -> Bytes {
+    match key {
+        [0xFF, 0, rest @ ..] => [&[0xFF], rest].concat().into(),
+        _ => Bytes::copy_from_slice(key),
     }
 }
 
