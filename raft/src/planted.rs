@@ -49,6 +49,9 @@ pub enum Planted {
     LeaseWithoutDrift,
     /// A lease begins before the leader's first own entry is applied (lease rule 7).
     LeaseBeforeNoop,
+    /// However late a replica gets a turn, little time has passed for it (lease rule 5): the ticks that it has missed then
+    /// end its promises at once.
+    TimeInSteps,
     /// What readers may go by is extended although its term is over: whoever took a state under the older term passes
     /// by the lease of the newer one.
     GrantOutlivesTerm,
@@ -112,7 +115,7 @@ pub enum Planted {
 impl Planted {
     /// Those that the simulator hunts: all but [`Planted::StampOfFormerLife`], which needs a clock that begins anew
     /// where the one before ended, and has a test of its own.
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 45] = [
         Self::VoteNotPersisted,
         Self::OldTermCommitCounted,
         Self::VoteForStaleLog,
@@ -131,6 +134,7 @@ impl Planted {
         Self::PromiseBroken,
         Self::LeaseWithoutDrift,
         Self::LeaseBeforeNoop,
+        Self::TimeInSteps,
         Self::GrantOutlivesTerm,
         Self::StampOfDeposedLeader,
         Self::StampBeforeOwnCommit,
