@@ -12,6 +12,7 @@ mod members;
 mod memory;
 mod quiescence;
 mod reads;
+mod staging;
 
 use bytes::Bytes;
 use cluster::{Cluster, MS, get, value_of, write};
