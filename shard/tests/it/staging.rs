@@ -31,15 +31,15 @@ impl StateMachine for Filing {
     }
     fn stage(&mut self, head: &DumpHead, body: &Bytes) -> Option<Staged> {
         assert_eq!((head.mark, &body[..]), (OFFERED, &b"rows"[..]));
-        self.calls.lock().unwrap().push("stage");
+        self.calls.lock().expect("nobody panics with it").push("stage");
         Some(Staged { dump: MemoryStore::new().dump(), body: Bytes::from_static(NAMES_FILES) })
     }
     fn unstage(&mut self) {
-        self.calls.lock().unwrap().push("unstage");
+        self.calls.lock().expect("nobody panics with it").push("unstage");
     }
     fn restore(&mut self, dump: &Bytes) -> Result<(), BadPayload> {
         assert_eq!(dump, NAMES_FILES);
-        self.calls.lock().unwrap().push("restore");
+        self.calls.lock().expect("nobody panics with it").push("restore");
         Ok(())
     }
     fn size_bytes(&self) -> u64 {
@@ -87,7 +87,7 @@ impl Follower {
     }
 
     fn replica(&self, node: usize) -> ReplicaId {
-        self.descriptor.replica_on(addr(node).node).unwrap().replica
+        self.descriptor.replica_on(addr(node).node).expect("it has one").replica
     }
 
     fn hear(&mut self, peer: usize, message: PeerMessage) -> Output {
@@ -115,7 +115,7 @@ impl Follower {
     }
 
     fn calls(&self) -> Vec<&'static str> {
-        std::mem::take(&mut *self.calls.lock().unwrap())
+        std::mem::take(&mut *self.calls.lock().expect("nobody panics with it"))
     }
 }
 
