@@ -23,6 +23,8 @@ const NODES: usize = 3;
 const AWAY: Duration = Duration::from_millis(500);
 /// How often it is looked whether the import is over.
 const POLL: Duration = Duration::from_millis(10);
+/// How often it is looked what the nodes take.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// A run.
 #[derive(Serialize)]
@@ -43,6 +45,10 @@ struct Report {
     import_seconds: f64,
     import_mb_per_second: f64,
     import_rows_per_second: f64,
+    /// The most resident memory of any node meanwhile.
+    node_memory_peak_bytes: u64,
+    /// The most that any node's log took on disk meanwhile.
+    node_log_peak_bytes: u64,
     /// From the restart of all nodes, which were killed at once, until all serve.
     recovery_seconds: f64,
     export_seconds: f64,
@@ -77,7 +83,7 @@ fn measure(
     bytes: u64,
 ) -> Result<Report, BenchError> {
     let mut nodes = Nodes::start(floe, dir, NODES, options.shards, options.store)?;
-    let (kills, imported) = import(&mut nodes, floe, dir, options.kill_every)?;
+    let Imported { kills, took, memory_peak, log_peak } = import(&mut nodes, floe, dir, options.kill_every)?;
     if options.kill_every > 0.0 && kills < NODES {
         return Err(BenchError::TooFewKills { kills, nodes: NODES });
     }
@@ -95,7 +101,7 @@ fn measure(
     drop(nodes);
     let file = File::open(&exported).map_err(BenchError::file(&exported))?;
     let found = rows.compare(&mut BufReader::new(file)).map_err(BenchError::file(&exported))?;
-    let import_seconds = imported.as_secs_f64();
+    let import_seconds = took.as_secs_f64();
     Ok(Report {
         head: Head::new("import", dir),
         nodes: NODES,
@@ -108,6 +114,8 @@ fn measure(
         import_seconds,
         import_mb_per_second: bytes as f64 / 1e6 / import_seconds,
         import_rows_per_second: f64::from(options.rows) / import_seconds,
+        node_memory_peak_bytes: memory_peak,
+        node_log_peak_bytes: log_peak,
         recovery_seconds: recovered.as_secs_f64(),
         export_seconds,
         cpu_seconds: usage::cpu_time_of_ended_children().as_secs_f64(),
@@ -115,13 +123,16 @@ fn measure(
     })
 }
 
-/// Imports the file, and kills nodes in turn until that is done; how many, and how long the import took.
-fn import(
-    nodes: &mut Nodes<'_>,
-    floe: &Floe,
-    dir: &Path,
-    kill_every: f64,
-) -> Result<(usize, Duration), BenchError> {
+/// How an import went.
+struct Imported {
+    kills: usize,
+    took: Duration,
+    memory_peak: u64,
+    log_peak: u64,
+}
+
+/// Imports the file, and kills nodes in turn until that is done.
+fn import(nodes: &mut Nodes<'_>, floe: &Floe, dir: &Path, kill_every: f64) -> Result<Imported, BenchError> {
     let (file, endpoints) = (dir.join("rows.tsv"), nodes.endpoints());
     let file = file.to_string_lossy();
     let progress = Progress::new("import", 1);
@@ -132,8 +143,14 @@ fn import(
             done.map(|said| (said, begun.elapsed()))
         });
         let (mut kills, mut next) = (0, Instant::now() + Duration::from_secs_f64(kill_every));
+        let (mut memory_peak, mut log_peak, mut look) = (0, 0, Instant::now());
         while !importing.is_finished() {
             thread::sleep(POLL);
+            if Instant::now() >= look {
+                let (memory, log) = nodes.peaks();
+                (memory_peak, log_peak) = (memory_peak.max(memory), log_peak.max(log));
+                look = Instant::now() + LOOK_EVERY;
+            }
             if kill_every > 0.0 && Instant::now() >= next {
                 let node = kills % NODES + 1;
                 nodes.kill(node)?;
@@ -146,7 +163,7 @@ fn import(
         }
         let (said, took) = importing.join().expect("a panic of it is a bug here")?;
         progress.finish(&said);
-        Ok((kills, took))
+        Ok(Imported { kills, took, memory_peak, log_peak })
     })
 }
 
@@ -162,6 +179,11 @@ fn print(report: &Report) {
     println!(
         "all killed, recovered in {:.1} s, exported in {:.1} s; {:.1} CPU seconds in all",
         report.recovery_seconds, report.export_seconds, report.cpu_seconds
+    );
+    println!(
+        "at the most {:.0} MB of memory and {:.0} MB of log on one node",
+        report.node_memory_peak_bytes as f64 / 1e6,
+        report.node_log_peak_bytes as f64 / 1e6
     );
     println!("{} rows right, {} lost, {} wrong", found.right, found.lost, found.wrong);
 }

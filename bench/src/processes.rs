@@ -3,6 +3,7 @@
 use crate::error::BenchError;
 use crate::members::free_ports;
 use crate::options::Store;
+use crate::usage;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -65,7 +66,7 @@ impl<'a> Nodes<'a> {
     }
 
     fn settings(&self, node: usize, shards: u32, store: Store) -> String {
-        let data = self.dir.join(format!("node-{node}"));
+        let data = self.data(node);
         let kind = match store {
             Store::Memory => "memory",
             Store::Lsm => "lsm",
@@ -106,6 +107,17 @@ impl<'a> Nodes<'a> {
         Ok(())
     }
 
+    /// The most memory that any of those which run has had, and the most that any node's log takes on disk now.
+    pub fn peaks(&self) -> (u64, u64) {
+        let memory = self.children.iter().flatten().map(|child| usage::peak_rss_bytes(child.id())).max();
+        let logs = (1..=self.children.len()).map(|node| files_bytes(&self.data(node).join("wal"))).max();
+        (memory.unwrap_or(0), logs.unwrap_or(0))
+    }
+
+    fn data(&self, node: usize) -> PathBuf {
+        self.dir.join(format!("node-{node}"))
+    }
+
     fn await_ready(&mut self, node: usize) -> Result<(), BenchError> {
         let said = self.children[node - 1].as_mut().and_then(|child| child.stdout.take());
         let lines = BufReader::new(said.expect("it was just started with a pipe")).lines();
@@ -126,4 +138,14 @@ impl Drop for Nodes<'_> {
             }
         }
     }
+}
+
+/// Of all files below a directory; those that go meanwhile count as nothing.
+fn files_bytes(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let bytes = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(about) if about.is_dir() => files_bytes(&entry.path()),
+        about => about.map_or(0, |about| about.len()),
+    };
+    entries.map(bytes).sum()
 }

@@ -35,8 +35,17 @@ pub fn precise_timers() {
 
 /// Resident memory in bytes; 0 if the kernel doesn't tell.
 pub fn rss_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    status_bytes("self", "VmRSS:")
+}
+
+/// The most resident memory that a process ever had, in bytes; 0 if it is gone.
+pub fn peak_rss_bytes(process: u32) -> u64 {
+    status_bytes(&process.to_string(), "VmHWM:")
+}
+
+fn status_bytes(process: &str, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     let kib =
         line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
@@ -53,6 +62,7 @@ mod tests {
         while cpu_time() == before {
             sum = std::hint::black_box(sum + 1);
         }
-        assert!(rss_bytes() > 100_000);
+        assert!(rss_bytes() > 100_000 && peak_rss_bytes(std::process::id()) >= rss_bytes() / 2);
+        assert_eq!(peak_rss_bytes(u32::MAX), 0);
     }
 }
