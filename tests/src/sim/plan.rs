@@ -237,6 +237,8 @@ impl Plan {
         theme.sharpen(&mut random, &mut plan);
         // From a budget for all logs that two shards can fill to one that nobody notices.
         plan.shard.core_log_bytes_max = plan.shard.flush_log_bytes * [2, 8, 1 << 12][(seed % 3) as usize];
+        // From a turn that ends with the first command to one that takes all there are.
+        plan.shard.turn_apply_bytes_max = [1, 4 << 10, 1 << 20][(seed / 3 % 3) as usize];
         plan
     }
 
