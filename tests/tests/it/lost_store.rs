@@ -79,8 +79,10 @@ impl Cluster {
     fn write_and_read(&self, round: u8) {
         let client = self.client();
         for first in 0..=255 {
-            let put = client.put_blocking([first, round], [round; 300]);
-            put.unwrap_or_else(|error| panic!("{first} of round {round}: {error}"));
+            // Nobody knows what became of a write that was on its way to a node that is killed; again does no harm.
+            while let Err(error) = client.put_blocking([first, round], [round; 300]) {
+                assert!(!error.is_surely_not_done(), "{first} of round {round}: {error}");
+            }
         }
         let rows = client.scan_blocking(ScanOptions::default()).unwrap();
         assert_eq!(rows.len(), 256 * (usize::from(round) + 1), "after round {round}");
