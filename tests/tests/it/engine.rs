@@ -255,7 +255,7 @@ fn a_dump_larger_than_the_write_buffer_reaches_a_new_replica_without_filling_it(
     let open = |member: &Member| {
         let mut config = Config::member(dir.path().join(&member.address), member.node, members.clone());
         (config.cores, config.shards) = (1, 1);
-        config.store = Store::Lsm(settings.clone());
+        config.store = Store::Lsm(settings);
         Engine::open(config).unwrap()
     };
     let engines: Vec<Engine> = members.iter().map(open).collect();
