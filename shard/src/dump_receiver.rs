@@ -258,6 +258,7 @@ impl MultiRaft {
         replica.base.flushed = mark;
         replica.set_base_descriptor(descriptor);
         replica.base.dump_len = dump_len;
+        replica.machine.installed();
         if std::mem::take(&mut replica.flush.reset_after) {
             replica.write_reset();
         }

@@ -83,6 +83,9 @@ pub trait StateMachine: Send {
     /// The bytes are not a dump, or name files that don't hold what they should; the state is then empty.
     fn restore(&mut self, dump: &Bytes) -> Result<(), BadPayload>;
 
+    /// A durable record names the transferred dump that was restored last: files of the states before it may go.
+    fn installed(&mut self) {}
+
     /// Where the state stands that was found in files which are *ahead* of the dump restored from: a crash came
     /// between a flush and the record that names it. `None` = where the dump says.
     fn newer(&self) -> Option<DumpHead> {

@@ -38,7 +38,7 @@ pub struct LsmStore {
     /// On their way into the tables, from new to old.
     sealed: Vec<Arc<Sealed>>,
     home: Arc<Home>,
-    /// Trees that the last durable dump may still name; they go with the next flush.
+    /// Trees that the last durable dump may still name; they go once another one is named, or with the next flush.
     retired: Vec<Arc<Home>>,
     /// A dump from a leader, not installed yet.
     staged: Option<Arc<StagedTree>>,
@@ -292,6 +292,10 @@ impl StateMachine for LsmStore {
         }
         self.charge.set(self.active.bytes());
         Ok(())
+    }
+
+    fn installed(&mut self) {
+        self.retired.drain(..).for_each(|home| self.stores.remove(home));
     }
 
     fn newer(&self) -> Option<DumpHead> {

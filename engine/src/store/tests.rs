@@ -385,6 +385,7 @@ fn a_staged_dump_is_swapped_in_from_its_tree_without_a_memtable_and_a_restart_fi
     let rows = leaders_dump(&mut leader);
     let mut follower = LsmStore::new(shard(), &first);
     put(&mut follower, 1, "z", "gone");
+    saved(follower.flush(&head(1)).unwrap());
     let staged = follower.stage(&head(3), &rows).unwrap();
     assert_eq!(saved(staged.dump), staged.body);
     assert_eq!(all_rows(&*follower.view().unwrap()).len(), 1, "only staged");
@@ -393,6 +394,10 @@ fn a_staged_dump_is_swapped_in_from_its_tree_without_a_memtable_and_a_restart_fi
     std::fs::rename(&tree, &away).unwrap();
     follower.restore(&staged.body).unwrap();
     std::fs::rename(&away, &tree).unwrap();
+    let before = dir.path().join("store/t2");
+    assert!(before.exists(), "the log still names it");
+    follower.installed();
+    await_gone(&before);
     assert_eq!(all_rows(&*follower.view().unwrap()), all_rows(&*leader.view().unwrap()));
     assert_eq!((follower.state_hash(), follower.newer()), (leader.state_hash(), None));
     assert_eq!(follower.unflushed_bytes(), 0);

@@ -42,6 +42,9 @@ impl StateMachine for Filing {
         self.calls.lock().expect("nobody panics with it").push("restore");
         Ok(())
     }
+    fn installed(&mut self) {
+        self.calls.lock().expect("nobody panics with it").push("installed");
+    }
     fn size_bytes(&self) -> u64 {
         0
     }
@@ -127,7 +130,7 @@ fn a_staged_dump_is_installed_by_the_name_of_its_files() {
     let installs =
         |write: &LogWrite| matches!(write, LogWrite::SnapshotInstall { mark, .. } if *mark == OFFERED);
     assert!(out.writes.iter().any(installs), "{:?}", out.writes);
-    assert_eq!((follower.calls(), out.dump_removes), (vec!["restore"], vec![]));
+    assert_eq!((follower.calls(), out.dump_removes), (vec!["restore", "installed"], vec![]));
     assert_eq!(follower.multi.stats().installs, 1);
 }
 
