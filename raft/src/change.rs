@@ -56,7 +56,7 @@ impl Raft {
     /// # Errors
     /// Nothing was done: not the leader; a transfer in progress; an earlier change or the leader's first entry
     /// is uncommitted; the step isn't one from the membership in force; or (without `force`) it would
-    /// lose the quorum.
+    /// lose the quorum, or it isn't known yet whether it would.
     pub fn propose_membership(
         &mut self,
         now: Nanos,
@@ -82,8 +82,8 @@ impl Raft {
             MembershipChange::LeaveJoint => current.leave_joint(),
         };
         let next = next.map_err(Refused::Change)?;
-        if !force && !leader.has_live_quorum(&self.view(), &next) {
-            return Err(Refused::LosesQuorum);
+        if !force {
+            leader.check_live_quorum(&self.view(), &next)?;
         }
         self.append_membership(&next, context)
     }
@@ -196,14 +196,24 @@ impl Leader {
         self.needs_flush = true;
     }
 
-    /// Whether the voters of `next` that are alive and have caught up are a quorum, in both halves. This
-    /// replica counts as such a voter, if it is one.
-    fn has_live_quorum(&self, view: &View<'_>, next: &Membership) -> bool {
-        let is_ready = |id| match self.peers.iter().find(|peer| peer.id == id) {
-            Some(peer) => is_alive(peer, view) && has_caught_up(peer, view),
-            None => id == view.id,
+    /// The voters of `next` that are alive and have caught up must be a quorum, in both halves. This replica counts as
+    /// such a voter, if it is one. Who hasn't answered since the group woke may have died while it was quiet.
+    fn check_live_quorum(&self, view: &View<'_>, next: &Membership) -> Result<(), Refused> {
+        let is_quorum = |is_ready: &dyn Fn(&Progress) -> bool| {
+            let vote = |id| match self.peers.iter().find(|peer| peer.id == id) {
+                Some(peer) => Some(is_ready(peer)),
+                None => Some(id == view.id),
+            };
+            quorum::vote_result_joint(next, vote) == VoteResult::Won
         };
-        quorum::vote_result_joint(next, |id| Some(is_ready(id))) == VoteResult::Won
+        let may_be_ready = |peer: &Progress| is_alive(peer, view) && has_caught_up(peer, view);
+        if !is_quorum(&may_be_ready) {
+            return Err(Refused::LosesQuorum);
+        }
+        if !is_quorum(&|peer| may_be_ready(peer) && peer.has_answered) {
+            return Err(Refused::VotersUnheard);
+        }
+        Ok(())
     }
 
     /// The voter that is alive and holds most of the log; of equals, the one with the lowest id.

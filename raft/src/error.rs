@@ -36,6 +36,8 @@ pub enum Refused {
     Change(ChangeError),
     /// Of the voters that there would be, too few are known to be alive and to have caught up.
     LosesQuorum,
+    /// Too few of them have answered since this replica was woken, so it can't tell yet; try again in a moment.
+    VotersUnheard,
 }
 
 impl fmt::Display for Refused {
@@ -51,6 +53,7 @@ impl fmt::Display for Refused {
             Self::NothingCommittedYet => write!(f, "the leader has committed nothing in its term yet"),
             Self::Change(error) => write!(f, "{error}"),
             Self::LosesQuorum => write!(f, "too few of the voters to be are alive and caught up"),
+            Self::VotersUnheard => write!(f, "too few of the voters to be have answered yet"),
         }
     }
 }

@@ -483,7 +483,7 @@ impl Raft {
         let now = self.now;
         let Role::Leader(leader) = &mut self.role else { return None };
         let peer = leader.peer(from)?;
-        peer.heard_at = now;
+        (peer.heard_at, peer.has_answered) = (now, true);
         let sent_at = stamp.echo_ns.min(now);
         let promised_until = lease::promised_until(sent_at, stamp.promise_ns, &self.config);
         peer.promised_until = peer.promised_until.max(promised_until);

@@ -26,6 +26,8 @@ pub(crate) struct Progress {
     pub(crate) feed: Feed,
     /// When a message of this term last came from it (or the leader's start).
     pub(crate) heard_at: Nanos,
+    /// It has answered since this replica leads, or was woken.
+    pub(crate) has_answered: bool,
     /// When anything that proves a live leader was last sent to it.
     pub(crate) sent_at: Nanos,
     /// The newest ReadIndex round it has confirmed.
@@ -126,6 +128,7 @@ impl Progress {
             next,
             feed: Feed::Probe { sent_at: None, bare: false },
             heard_at: now,
+            has_answered: false,
             sent_at: 0,
             read_round: 0,
             told_commit: 0,

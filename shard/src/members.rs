@@ -26,7 +26,7 @@ use crate::request::BusyReason;
 use crate::request::{Answer, MEMBER_CHANGES_MAX, MemberChange, Refusal, RequestId, Seat, UnknownReason};
 use crate::state_machine::StateMachine;
 use floe_raft::{Change, Entry, HardState, Mark, Membership, MembershipChange, Nanos, ReplicaId};
-use floe_raft::{Planted, is_planted};
+use floe_raft::{Planted, Refused, is_planted};
 
 /// Where the log of a shard begins: its founders hold the empty state at this mark, a newcomer doesn't.
 pub const FOUNDED_AT: Mark = Mark::new(0, 1);
@@ -49,6 +49,20 @@ pub(crate) struct Farewell {
     left: u8,
 }
 
+/// A change that somebody asks for.
+pub(crate) struct AskedChange {
+    pub(crate) id: RequestId,
+    pub(crate) changes: Vec<MemberChange>,
+    pub(crate) force: bool,
+}
+
+/// What becomes of it.
+enum Asked {
+    Proposed,
+    /// The shard was quiet, and it isn't known yet who of the voters is alive.
+    TooEarly,
+}
+
 /// Where newcomers live, as the context of a membership entry: replica u64, node u64, each.
 fn encode_newcomers(newcomers: &[(ReplicaId, NodeId)]) -> Vec<u8> {
     newcomers.iter().flat_map(|(id, node)| [id.get().to_le_bytes(), node.0.to_le_bytes()].concat()).collect()
@@ -64,13 +78,7 @@ fn decode_newcomers(bytes: &[u8]) -> Option<Newcomers> {
 
 impl Replica {
     /// Proposes a change of the members.
-    pub(crate) fn change_members(
-        &mut self,
-        now: Nanos,
-        id: RequestId,
-        changes: &[MemberChange],
-        force: bool,
-    ) -> Result<(), Refusal> {
+    fn change_members(&mut self, now: Nanos, asked: &AskedChange) -> Result<Asked, Refusal> {
         if !self.raft.is_leader() {
             return Err(self.not_leader(self.raft.leader()));
         }
@@ -79,17 +87,18 @@ impl Replica {
             // The descriptor that tells the next replica id is behind.
             return Err(Refusal::Busy(BusyReason::MemberChange));
         }
-        let (changes, newcomers) = self.plan(changes)?;
+        let (changes, newcomers) = self.plan(&asked.changes)?;
         let step = match changes[..] {
             [change] => MembershipChange::Simple(change),
             _ => MembershipChange::EnterJoint { changes, auto_leave: true },
         };
         let context = encode_newcomers(&newcomers);
-        match self.raft.propose_membership(now, &step, force, &context) {
+        match self.raft.propose_membership(now, &step, asked.force, &context) {
             Ok(mark) => {
-                self.work.proposals.push(mark, id);
-                Ok(())
+                self.work.proposals.push(mark, asked.id);
+                Ok(Asked::Proposed)
             }
+            Err(Refused::VotersUnheard) => Ok(Asked::TooEarly),
             Err(why) => Err(self.refusal(why)),
         }
     }
@@ -185,6 +194,29 @@ impl Replica {
 }
 
 impl MultiRaft {
+    /// Proposes a change of the members, once it is known who of the voters is alive.
+    pub(crate) fn ask_change(&mut self, slot: usize, asked: AskedChange) -> Result<(), Refusal> {
+        let replica = &mut self.replicas[slot];
+        if replica.work.asked_change.is_some() {
+            return Err(Refusal::Busy(BusyReason::MemberChange));
+        }
+        if let Asked::TooEarly = replica.change_members(self.now, &asked)? {
+            replica.work.asked_change = Some(asked);
+            self.watched.insert(slot);
+        }
+        Ok(())
+    }
+
+    /// Tries again what came too early; once per beat.
+    pub(crate) fn check_change(&mut self, slot: usize) {
+        let Some(asked) = self.replicas[slot].work.asked_change.take() else { return };
+        let id = asked.id;
+        match self.ask_change(slot, asked) {
+            Ok(()) => self.touch(slot),
+            Err(refusal) => self.callers.answer(id, Answer::Refused(refusal), &mut self.outbox.answers),
+        }
+    }
+
     /// Replicas below `lowest` of this shard were destroyed here, in an earlier boot: none of them may come back.
     pub fn forbid(&mut self, shard: ShardId, lowest: u64) {
         let known = self.lowest.entry(shard).or_default();
@@ -337,6 +369,7 @@ impl MultiRaft {
         answers.extend(replica.work.held.drain(..).map(|held| (held.id, refused())));
         answers.extend(replica.work.reads.drain().map(|read| (read.id, refused())));
         answers.extend(replica.work.handing_over.take().map(|(id, _)| (id, refused())));
+        answers.extend(replica.work.asked_change.take().map(|asked| (asked.id, refused())));
         while let Some((id, _)) = replica.work.proposals.skip(u64::MAX) {
             answers.push((id, Answer::Unknown(UnknownReason::LeadershipLost)));
         }

@@ -206,6 +206,7 @@ impl Replica {
             || self.incoming.is_some()
             || self.install.is_some()
             || self.work.handing_over.is_some()
+            || self.work.asked_change.is_some()
     }
 
     /// Gives back memory that a quiet replica doesn't need.

@@ -3,6 +3,7 @@
 use crate::command::{COMMAND_VERSION, split_head};
 use crate::descriptor::Descriptor;
 use crate::ids::{NodeId, ShardId};
+use crate::members::AskedChange;
 use crate::multi_raft::MultiRaft;
 use crate::readable::StateView;
 use crate::reads::PendingRead;
@@ -51,8 +52,7 @@ impl MultiRaft {
             }
             Request::TransferLeadership { to, .. } => self.hand_over(slot, id, to)?,
             Request::ChangeMembers { changes, force, .. } => {
-                let changed = self.replicas[slot].change_members(self.now, id, &changes, force);
-                changed.map_err(Answer::Refused)?;
+                self.ask_change(slot, AskedChange { id, changes, force }).map_err(Answer::Refused)?;
             }
         }
         self.callers.opened();
@@ -221,7 +221,7 @@ impl Replica {
             Refused::TransferInProgress { .. } => Refusal::Busy(BusyReason::Transfer),
             Refused::TooManyUncommittedBytes => Refusal::Busy(BusyReason::UncommittedBytes),
             Refused::TooManyReads => Refusal::Busy(BusyReason::Requests),
-            Refused::ChangePending { .. } | Refused::NothingCommittedYet => {
+            Refused::ChangePending { .. } | Refused::NothingCommittedYet | Refused::VotersUnheard => {
                 Refusal::Busy(BusyReason::MemberChange)
             }
             Refused::Change(_) | Refused::LosesQuorum => Refusal::BadChange { reason: why.to_string() },

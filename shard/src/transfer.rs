@@ -137,10 +137,12 @@ impl MultiRaft {
             }
             self.look_after_incoming(slot, before);
             self.check_hand_over(slot);
+            self.check_change(slot);
             let replica = &self.replicas[slot];
             if !replica.work.outgoing.is_empty()
                 || replica.incoming.is_some()
                 || replica.work.handing_over.is_some()
+                || replica.work.asked_change.is_some()
             {
                 self.watched.insert(slot);
             }

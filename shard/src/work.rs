@@ -1,6 +1,6 @@
 //! What a replica has under way besides Raft. An idle one has none of it, and keeps no memory for it.
 
-use crate::members::Farewell;
+use crate::members::{AskedChange, Farewell};
 use crate::output::LogWrite;
 use crate::proposal::Proposals;
 use crate::reads::Reads;
@@ -30,6 +30,8 @@ pub(crate) struct Work {
     pub(crate) turn_bytes: usize,
     /// Who waits for a leadership transfer, and its target.
     pub(crate) handing_over: Option<(RequestId, ReplicaId)>,
+    /// A change of members that waits for its voters to be heard.
+    pub(crate) asked_change: Option<AskedChange>,
     /// Dumps on their way to followers.
     pub(crate) outgoing: Vec<Outgoing>,
     /// Removed replicas that are still to be told so, by whoever leads; see `members.rs`.
@@ -48,6 +50,7 @@ impl Part for Work {
             broken: String::new(),
             turn_bytes: 0,
             handing_over: None,
+            asked_change: None,
             outgoing: Vec::new(),
             farewells: Vec::new(),
         };
@@ -63,6 +66,7 @@ impl Part for Work {
             && self.broken.is_empty()
             && self.turn_bytes == 0
             && self.handing_over.is_none()
+            && self.asked_change.is_none()
             && self.outgoing.is_empty()
             && self.farewells.is_empty()
     }

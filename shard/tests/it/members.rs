@@ -291,6 +291,27 @@ fn changes_that_can_not_be_are_refused_by_name() {
 }
 
 #[test]
+fn in_a_quiet_shard_nobody_counts_as_alive_before_it_answers() {
+    let mut cluster = Cluster::new(ShardConfig::default(), 1);
+    let leader = cluster.await_leader(S1);
+    cluster.put(leader, S1, b"a", b"1");
+    let [dead, alive] = crate::others(leader);
+    cluster.run(3000);
+    assert!(cluster.nodes[leader].multi.raft(S1).unwrap().is_quiet());
+    cluster.isolated.insert(dead);
+    cluster.run(3000);
+    let quiet = cluster.nodes[leader].multi.raft(S1).unwrap().is_quiet();
+    assert!(quiet, "a dead node doesn't keep the others from going quiet");
+    let refused = change(&mut cluster, &[seat(alive, Seat::Vacant)]);
+    let Answer::Refused(Refusal::BadChange { reason }) = refused else { panic!("{refused:?}") };
+    assert!(reason.contains("too few of the voters"), "{reason}");
+    // What leaves a quorum is taken, at the first try.
+    cluster.run(3000);
+    assert_eq!(change(&mut cluster, &[seat(dead, Seat::Vacant)]), Answer::Done);
+    assert!(matches!(cluster.put(leader, S1, b"a", b"2"), Answer::Written { .. }));
+}
+
+#[test]
 fn members_survive_a_restart_of_everybody() {
     let (mut cluster, leader) = four_nodes();
     add_spare(&mut cluster);

@@ -143,8 +143,6 @@ fn a_node_whose_directory_is_lost_is_refused_and_what_is_said_then_brings_it_bac
     cluster.restart(3);
     cluster.kill(1);
     cluster.write_and_read(3);
-    // A leader counts a node as alive for an election timeout after it has heard it last.
-    thread::sleep(Duration::from_secs(1));
     let refused = cluster.fails(&["evict", "--patience", "1", "3"]);
     assert!(
         refused.contains("4 shards are left, and nothing moves"),
