@@ -9,7 +9,8 @@
 //!   ([`FOUNDED_AT`]), so the first thing that it takes is a dump.
 //! - A removed replica is told so by whoever leads, a bounded number of times; one that missed it asks for votes
 //!   sooner or later, and is told then. (One without a vote shows the others its descriptor when it starts, and
-//!   when it is asked for something, as long as it knows no leader; whoever has a newer one without it says so.)
+//!   when it is asked for something, as long as it knows no leader, and so does one that campaigns by a change that isn't
+//!   committed; whoever has a newer descriptor without it says so.)
 //!   It destroys itself by a tombstone, which keeps the lowest id that may
 //!   still come: no late order and no late message brings it back with a blank vote.
 //!
@@ -178,9 +179,12 @@ impl Replica {
         self.change_descriptor(next);
     }
 
-    /// It has no vote, so it never campaigns, and knows nobody who leads: it may have been removed.
+    /// It knows nobody who leads, and may have been removed without anybody learning of it from its campaigns: it has no
+    /// vote, or by a change that may never be committed it asks only some of the members.
     pub(crate) fn is_unled(&self) -> bool {
-        self.raft.leader().is_none() && !self.raft.membership().is_voter(self.id)
+        let asks_all =
+            self.raft.membership().is_voter(self.id) && self.raft.membership_index() <= self.applied.index;
+        self.raft.leader().is_none() && !asks_all
     }
 
     /// The applied descriptor doesn't name this replica any more, and it has handed over what it led. (A dump may be
@@ -255,7 +259,7 @@ impl MultiRaft {
         may.then_some(place.replica)
     }
 
-    /// Once per beat: replicas without a vote that know no leader show the other members their descriptors.
+    /// Once per beat: replicas that may have been removed show the other members their descriptors.
     pub(crate) fn ask_members(&mut self) {
         for (slot, left) in std::mem::take(&mut self.unled) {
             let replica = &self.replicas[slot];

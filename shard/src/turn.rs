@@ -44,6 +44,8 @@ impl MultiRaft {
         out.turned.push(self.replicas[slot].shard);
         if !self.replicas[slot].raft.is_candidate() {
             self.elections.on_settled(slot);
+        } else if self.replicas[slot].is_unled() {
+            self.unled.entry(slot).or_insert(1);
         }
         if !self.replicas[slot].takes_part() {
             return;

@@ -211,6 +211,34 @@ fn a_removed_replica_that_missed_it_learns_it_when_it_asks_for_votes() {
 
 /// A learner asks for no votes: it asks whether it is a member when it starts, and when a caller wants something.
 #[test]
+fn a_removed_replica_learns_it_although_it_asks_only_whom_its_own_change_left() {
+    let mut cluster = Cluster::new(ShardConfig::default(), 1);
+    let old = cluster.await_leader(S1);
+    cluster.put(old, S1, b"a", b"1");
+    cluster.run(100);
+    let [new, third] = crate::others(old);
+    cluster.isolated.insert(old);
+    let changes = vec![seat(new, Seat::Vacant)];
+    cluster.submit(old, Request::ChangeMembers { shard: S1, changes, force: false });
+    cluster.run(1000);
+    // The one whom that change would have removed is to lead, and stays alone.
+    let leader = cluster.await_leader(S1);
+    if leader != new {
+        let to = addr(new).node;
+        assert_eq!(cluster.ask(leader, Request::TransferLeadership { shard: S1, to }), Answer::Done);
+    }
+    assert_eq!(change(&mut cluster, &[seat(old, Seat::Vacant)]), Answer::Done);
+    assert_eq!(change(&mut cluster, &[seat(third, Seat::Vacant)]), Answer::Done);
+    // Longer than farewells are repeated.
+    cluster.run(5000);
+    let asks = cluster.nodes[old].multi.raft(S1).unwrap().membership().voters.clone();
+    assert!(!has_replica(&cluster, third) && asks.len() == 2, "{asks:?}");
+    cluster.isolated.clear();
+    cluster.run(3000);
+    assert!(!has_replica(&cluster, old));
+}
+
+#[test]
 fn a_removed_learner_that_missed_it_learns_it_when_it_starts_or_is_asked() {
     for restarts in [true, false] {
         let (mut cluster, leader) = four_nodes();

@@ -27,6 +27,9 @@ use floe_shard::{Answer, CoreAddr, Descriptor, NodeId, RequestId, ShardId, pre_s
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// So many faults that were drawn in vain let as much load through as one that struck.
+const IN_VAIN: u64 = 10;
+
 /// Something that will happen.
 #[derive(Debug)]
 pub enum Event {
@@ -444,9 +447,11 @@ impl Cluster {
 
     // ---- clients
 
-    /// The load is spread over the faults that there must be at the least, so that each meets some of it.
+    /// The load is spread over the faults that there must be at the least, so that each meets some of it. (Some kinds need
+    /// load to strike: what was drawn in vain counts a little, too.)
     fn is_ahead_of_faults(&self) -> bool {
-        let share = self.plan.load.operations * (self.faults_total + 1) / FAULTS_MIN;
+        let faults = self.faults_total.max(self.faults_drawn / IN_VAIN);
+        let share = self.plan.load.operations * (faults + 1) / FAULTS_MIN;
         self.faults_on && !self.plan.faults.is_empty() && self.clients.counts.begun >= share
     }
 
