@@ -137,7 +137,8 @@ pub struct WalSettings {
     pub frame_bytes_max: usize,
     /// Zeroed segments kept ready.
     pub spares: u32,
-    /// Bytes of segments beyond which shards that pin old ones are flushed or copied forward.
+    /// Bytes of segments beyond which shards that pin old ones are flushed or copied forward; at twice as many, spare
+    /// segments counted, writes are refused as [`BusyReason::LogSpace`](crate::BusyReason).
     pub bytes_max: u64,
     /// Bytes that may wait for the log before new requests are refused.
     pub queued_bytes_max: usize,

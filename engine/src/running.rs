@@ -288,12 +288,22 @@ impl Running {
         }
     }
 
+    /// What this core has too much of to take proposals.
+    fn full(&self) -> Option<BusyReason> {
+        let memory_is_full = self.multi.pressure() == Pressure::Full;
+        let log_is_long = self.wal.bytes_used() > self.config.wal.bytes_max.saturating_mul(2);
+        let reasons = [
+            (self.wal.is_tight(), BusyReason::DiskFull),
+            (memory_is_full, BusyReason::WriteBuffer),
+            (log_is_long, BusyReason::LogSpace),
+        ];
+        reasons.into_iter().find_map(|(is_so, reason)| is_so.then_some(reason))
+    }
+
     fn collect(&mut self, now: Nanos, effects: &mut Effects) {
         let mut output = std::mem::take(&mut self.output);
         output.turned.clear();
-        let memory_is_full = self.multi.pressure() == Pressure::Full;
-        let full = self.wal.is_tight().then_some(BusyReason::DiskFull);
-        self.multi.refuse_proposals(full.or(memory_is_full.then_some(BusyReason::WriteBuffer)));
+        self.multi.refuse_proposals(self.full());
         self.multi.collect(now, &mut output);
         for &shard in &output.turned {
             if self.config.cells.refresh(shard, &self.multi) {

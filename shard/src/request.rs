@@ -369,6 +369,8 @@ pub enum BusyReason {
     Views = 7,
     /// Memory for the logs of this core's shards is used up: they are dumped as fast as the disk takes them.
     LogMemory = 8,
+    /// The log takes twice the disk space that it should: shards are flushed, so that it can be cut.
+    LogSpace = 9,
 }
 
 impl fmt::Display for BusyReason {
@@ -383,6 +385,7 @@ impl fmt::Display for BusyReason {
             Self::WriteBuffer => "the write buffer is full until more of it is in tables",
             Self::Views => "too many scans hold views of the shards' state",
             Self::LogMemory => "the memory for logs is full until shards were dumped",
+            Self::LogSpace => "the log takes too much disk space until shards were flushed",
         })
     }
 }

@@ -457,6 +457,7 @@ fn busy_reason(number: u8) -> Result<BusyReason> {
         6 => Ok(BusyReason::WriteBuffer),
         7 => Ok(BusyReason::Views),
         8 => Ok(BusyReason::LogMemory),
+        9 => Ok(BusyReason::LogSpace),
         _ => Err(unknown("busy reason", number)),
     }
 }

@@ -225,8 +225,9 @@ impl Prng {
                     B::WriteBuffer,
                     B::Views,
                     B::LogMemory,
+                    B::LogSpace,
                 ];
-                Refusal::Busy(all[self.below(9) as usize])
+                Refusal::Busy(all[self.below(10) as usize])
             }
             8 => Refusal::NotLeader { leader: None },
             9 => Refusal::NotLeader { leader: Some(self.node()) },

@@ -8,6 +8,7 @@ mod commands;
 mod documents;
 mod engine;
 mod fuzz;
+mod log_space;
 mod loop_disk;
 mod lost_store;
 mod many_groups;
