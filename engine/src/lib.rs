@@ -62,6 +62,7 @@ pub(crate) mod promise;
 pub mod read_cell;
 pub mod remote;
 pub mod requests;
+mod restore;
 pub mod routing;
 #[cfg(feature = "cli")]
 pub mod rows;
