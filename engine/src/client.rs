@@ -355,8 +355,10 @@ impl Client {
 
     /// Changes the members of a shard: adds a learner, promotes, demotes or removes a node's replica; several changes
     /// at once go through a joint configuration, so that a replacement is never a voter short. Done once
-    /// the change is committed. A new replica is created and fed afterwards: a promotion is refused until it
-    /// has caught up, and so is whatever would leave too few live voters, unless `force` is set. At most
+    /// the change is committed. A new replica is created and fed afterwards. Unless `force` is set, a change is refused
+    /// after which the voters that are alive and have caught up would be no majority. That is no promise that a newcomer
+    /// has caught up when it is promoted: where the others are a majority, whoever wants that looks at
+    /// [`Engine::status`](crate::Engine::status) of its node first, as `floe admit` does. At most
     /// [`MEMBER_CHANGES_MAX`](floe_shard::MEMBER_CHANGES_MAX) changes, about different nodes; data of a removed
     /// replica is destroyed. [`WriteError::Busy`] with
     /// [`BusyReason::MemberChange`](crate::BusyReason::MemberChange) if an earlier change isn't finished.

@@ -51,6 +51,12 @@ fn single_rows_are_written_read_scanned_and_removed() {
     says(&address, &["delete", "snow"]);
     assert!(fails(&address, &["get", "snow"]).contains("there is no key \"snow\""));
     assert!(fails(&address, &["put", "", "value"]).contains("at least one byte"));
+    let last = fails(&address, &["evict", "1"]);
+    assert!(
+        last.contains("only node 1 has what shard s") && last.contains("`floe admit` another node"),
+        "{last}"
+    );
+    assert_eq!(says(&address, &["get", "ice/floe"]), "drifts\n");
 }
 
 #[test]
@@ -89,6 +95,7 @@ fn who_makes_a_mistake_is_told_what_to_do() {
             &["/dev/stdin is no regular file"],
         ),
         (&[&["import", "--key", "1", "/"], &at_nobody[..]].concat(), &["/ is no regular file"]),
+        (&["evict", "one"], &["a node's number is 1 or more; `floe status` shows them"]),
         (&["wal", "verify", "nowhere"], &["no data directory of a node"]),
         (&["wal", "verify", "/dev/null"], &["no data directory of a node"]),
     ] {
