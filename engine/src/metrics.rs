@@ -16,6 +16,8 @@ macro_rules! counters {
             pub request_latency: Latency,
             /// Nanoseconds from the issue of a WAL write to its completion.
             pub wal_write_latency: Latency,
+            /// How long its turns took.
+            pub turn_lengths: TurnLengths,
             /// The leading node per shard as seen from here.
             pub leaders: Mutex<BTreeMap<ShardId, Option<NodeId>>>,
         }
@@ -31,6 +33,8 @@ macro_rules! counters {
             pub wal_write_latency: Histogram<u64>,
             /// Nanoseconds that the durable store kept a core with a command, of every eighth command; empty with another store.
             pub apply_latency: Histogram<u64>,
+            /// How long each core's turns took, in order of the cores.
+            pub turn_lengths: Vec<TurnsCounted>,
         }
 
         impl Metrics {
@@ -51,11 +55,13 @@ macro_rules! counters {
                     request_latency: new_histogram(),
                     wal_write_latency: new_histogram(),
                     apply_latency: new_histogram(),
+                    turn_lengths: Vec::new(),
                 };
                 for core in cores {
                     $(sum.$name += core.$name.load(Ordering::Relaxed);)*
                     core.request_latency.add_to(&mut sum.request_latency);
                     core.wal_write_latency.add_to(&mut sum.wal_write_latency);
+                    sum.turn_lengths.push(core.turn_lengths.read());
                 }
                 sum
             }
@@ -118,6 +124,53 @@ counters! {
     turns,
 }
 
+/// Upper bounds of the buckets in which turns are counted, in nanoseconds; one more holds what is longer. By the defaults a
+/// leader should be heard every 30 ms, and is replaced after 150 to 300 ms.
+pub const TURN_BOUNDS_NS: [u64; 9] = [
+    100_000,
+    1_000_000,
+    3_000_000,
+    10_000_000,
+    30_000_000,
+    100_000_000,
+    150_000_000,
+    300_000_000,
+    1_000_000_000,
+];
+const TURN_BUCKETS: usize = TURN_BOUNDS_NS.len() + 1;
+
+/// How long a core's turns took: from when it began to look at what had come in until it could look again or went to
+/// sleep, in which time it hears nobody. Fixed buckets, so that readers can come as they like and take differences.
+#[derive(Default)]
+pub struct TurnLengths {
+    counts: [AtomicU64; TURN_BUCKETS],
+    sum_ns: AtomicU64,
+}
+
+/// What [`TurnLengths`] had counted at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TurnsCounted {
+    /// Turns no longer than each of [`TURN_BOUNDS_NS`] and longer than the bound before; the last: all others.
+    pub counts: [u64; TURN_BUCKETS],
+    /// How long all of them took, in nanoseconds.
+    pub sum_ns: u64,
+}
+
+impl TurnLengths {
+    /// Counts a turn. Only the core does.
+    pub fn record(&self, ns: u64) {
+        add(&self.counts[TURN_BOUNDS_NS.partition_point(|&bound| bound < ns)], 1);
+        add(&self.sum_ns, ns);
+    }
+
+    /// What has been counted.
+    pub fn read(&self) -> TurnsCounted {
+        let counts = self.counts.each_ref().map(|count| count.load(Ordering::Relaxed));
+        TurnsCounted { counts, sum_ns: self.sum_ns.load(Ordering::Relaxed) }
+    }
+}
+
 /// A latency histogram, 1 us to 100 s at two digits.
 pub struct Latency(Mutex<Histogram<u64>>);
 
@@ -153,4 +206,22 @@ pub fn add(counter: &AtomicU64, by: u64) {
 /// Sets a counter that only this core writes.
 pub fn set(counter: &AtomicU64, to: u64) {
     counter.store(to, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_as_long_as_a_bound_is_counted_below_it_and_a_longer_one_above() {
+        for (at, bound) in TURN_BOUNDS_NS.into_iter().enumerate() {
+            let lengths = TurnLengths::default();
+            lengths.record(bound);
+            lengths.record(bound + 1);
+            let mut counted = TurnsCounted { sum_ns: 2 * bound + 1, ..TurnsCounted::default() };
+            (counted.counts[at], counted.counts[at + 1]) = (1, 1);
+            assert_eq!(lengths.read(), counted);
+        }
+        assert!(TURN_BOUNDS_NS.is_sorted());
+    }
 }

@@ -59,6 +59,7 @@ use floe_shard::peer::{PeerBatch, PeerMessage};
 use floe_shard::request::{Answer, BusyReason, Refusal, Request, UnknownReason};
 use floe_shard::{CoreAddr, NodeId, ShardId};
 use mailbox::{Control, Mailbox, Post, Slot};
+use metrics::{CoreMetrics, TURN_BOUNDS_NS};
 use seam::{Effects, Event, Input};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -95,11 +96,13 @@ on_both_drivers! {
     frames_of_all_sizes_arrive_whole_and_in_order
     a_panic_on_a_core_ends_the_process_with_a_report
     a_stopped_core_keeps_no_descriptors_open
+    turns_are_counted_by_their_length_and_sleep_is_none_of_them
 }
 
 struct Node {
     mailbox: Arc<Mailbox>,
     events: Receiver<(u16, Event)>,
+    metrics: Arc<CoreMetrics>,
     thread: Option<JoinHandle<()>>,
     /// Accepts as long as the node is there.
     _acceptor: Option<Acceptor>,
@@ -130,6 +133,7 @@ fn start(dir: &Path, options: Options, script: impl Script + Send + 'static) -> 
     let known = options.peers.iter().map(|(peer, _)| *peer).collect();
     let stores_dir = tempfile::tempdir().unwrap();
     let stores = Arc::new(PeerStores::open(stores_dir.path()).unwrap());
+    let metrics = Arc::<CoreMetrics>::default();
     let setup = CoreSetup {
         worker: Box::new(move |effects, _now| {
             let mut script = script;
@@ -145,7 +149,7 @@ fn start(dir: &Path, options: Options, script: impl Script + Send + 'static) -> 
         identity: Arc::new(OnceLock::from(identity(options.node))),
         stores: stores.clone(),
         events: sender,
-        metrics: Arc::default(),
+        metrics: metrics.clone(),
         pin: None,
         spin_before_park: None,
         io_memory: None,
@@ -157,7 +161,7 @@ fn start(dir: &Path, options: Options, script: impl Script + Send + 'static) -> 
     let acceptor = options.listener.map(|listener| {
         Acceptor::start(listener, identity(options.node), known, vec![mailbox.clone()], None, stores).unwrap()
     });
-    Node { mailbox, events, thread, _acceptor: acceptor, _stores_dir: stores_dir }
+    Node { mailbox, events, metrics, thread, _acceptor: acceptor, _stores_dir: stores_dir }
 }
 
 impl Node {
@@ -560,4 +564,56 @@ fn a_stopped_core_keeps_no_descriptors_open(driver: Driver) {
         start(dir.path(), Options::of(driver), Calls { steps, at: 0, missing: 0 }).await_stopped();
         assert_eq!(mine(), 0);
     }
+}
+
+/// Takes a given time for each request, in a turn of its own, and stops with the last one.
+struct Slow {
+    turns: usize,
+}
+
+impl Slow {
+    const LENGTHS: [Duration; 4] =
+        [Duration::ZERO, Duration::from_millis(40), Duration::from_millis(200), Duration::ZERO];
+}
+
+impl Script for Slow {
+    fn step(&mut self, _now: Nanos, inputs: &mut Vec<Input>, effects: &mut Effects) {
+        for input in inputs.drain(..) {
+            let Input::Request { id, .. } = input else { continue };
+            spin(Self::LENGTHS[self.turns]);
+            self.turns += 1;
+            effects.answers.push((id, Answer::Done));
+            if self.turns == Self::LENGTHS.len() {
+                effects.events.push(Event::Stopped);
+            }
+        }
+    }
+}
+
+fn turns_are_counted_by_their_length_and_sleep_is_none_of_them(driver: Driver) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = start(dir.path(), Options::of(driver), Slow { turns: 0 });
+    let begun = Instant::now();
+    for turn in 0..Slow::LENGTHS.len() {
+        assert_eq!(
+            node.post(write_request(b"slow")).wait(clock::now() + 10_000_000_000),
+            Answer::Done,
+            "{turn}"
+        );
+        std::thread::sleep(Duration::from_millis(400));
+    }
+    let metrics = node.metrics.clone();
+    node.await_stopped();
+    let took = begun.elapsed().as_nanos() as u64;
+    let turns = metrics.turn_lengths.read();
+    let longer_than = |ms: u64| {
+        let first = TURN_BOUNDS_NS.iter().position(|&bound| bound == ms * 1_000_000).unwrap() + 1;
+        turns.counts[first..].iter().sum::<u64>()
+    };
+    assert!(longer_than(30) >= 2 && longer_than(150) >= 1, "one took 40 ms, one 200 ms: {turns:?}");
+    assert!(turns.counts.iter().sum::<u64>() >= 3, "{turns:?}");
+    assert!(
+        (240_000_000..took - 800_000_000).contains(&turns.sum_ns),
+        "of {took} ns it slept half: {turns:?}"
+    );
 }

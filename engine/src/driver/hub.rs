@@ -2,7 +2,7 @@
 //! that is neither file nor socket.
 //!
 //! A driver's loop is: put what its runtime brings into `inputs`; [`Hub::collect`]; [`Hub::turn`]; send
-//! `effects.sends` and start `effects.disk`; [`Hub::carry_out`]; sleep unless [`Hub::must_go_on`].
+//! `effects.sends` and start `effects.disk`; [`Hub::carry_out`]; unless [`Hub::must_go_on`], [`Hub::rest`] and sleep.
 
 use super::CoreSetup;
 use super::background::{Background, NameChange};
@@ -52,6 +52,8 @@ pub(super) struct Hub {
     identity: Arc<OnceLock<HelloIdentity>>,
     stores: Arc<PeerStores>,
     metrics: Arc<CoreMetrics>,
+    /// Of the turn under way.
+    turn_began: Option<Nanos>,
     /// The worker has reported that it has stopped.
     pub(super) stopped: bool,
 }
@@ -76,6 +78,7 @@ impl Hub {
             identity: setup.identity,
             stores: setup.stores,
             metrics: setup.metrics,
+            turn_began: None,
             stopped: false,
         }
     }
@@ -172,12 +175,21 @@ impl Hub {
     /// Steps the worker if there is a reason to; tells whether there was one.
     pub(super) fn turn(&mut self) -> bool {
         let now = clock::now();
+        self.rest(now);
         if self.inputs.is_empty() && !self.worker.has_work() && self.worker.deadline() > now {
             return false;
         }
+        self.turn_began = Some(now);
         self.worker.step(now, &mut self.inputs, &mut self.effects);
         self.inputs.clear();
         true
+    }
+
+    /// The turn is over, if one was under way: the core has time for what comes in.
+    pub(super) fn rest(&mut self, now: Nanos) {
+        if let Some(began) = self.turn_began.take() {
+            self.metrics.turn_lengths.record(now.saturating_sub(began));
+        }
     }
 
     /// Frames were dropped because too much waits for their peers.

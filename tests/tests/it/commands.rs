@@ -280,6 +280,9 @@ fn metrics_and_health_are_served_where_asked_for() {
         "floe_shards_led 1",
         "floe_shards_without_leader 0",
         "floe_request_seconds{quantile=\"0.99\"}",
+        "# TYPE floe_core_turn_seconds histogram",
+        "floe_core_turn_seconds_bucket{core=\"0\",le=\"0.0001\"} ",
+        "floe_core_turn_seconds_sum{core=\"0\"} ",
     ] {
         assert!(said.contains(line), "{line}: {said}");
     }
@@ -288,6 +291,15 @@ fn metrics_and_health_are_served_where_asked_for() {
     }
     let requests = said.lines().find_map(|line| line.strip_prefix("floe_requests ")).unwrap();
     assert!(requests.parse::<u64>().unwrap() >= 5, "{said}");
+    let turns = |of: &str| -> u64 {
+        let line =
+            said.lines().find_map(|line| line.strip_prefix("floe_core_turn_seconds_")?.strip_prefix(of));
+        line.unwrap().parse().unwrap()
+    };
+    let (below_100_us, below_1_s) =
+        (turns("bucket{core=\"0\",le=\"0.0001\"} "), turns("bucket{core=\"0\",le=\"1\"} "));
+    let (all, counted) = (turns("bucket{core=\"0\",le=\"+Inf\"} "), turns("count{core=\"0\"} "));
+    assert!(below_100_us <= below_1_s && below_1_s <= all && all == counted && all >= 5, "{said}");
     let (head, body) = said.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200") && head.contains(&format!("Content-Length: {}", body.len())));
     assert!(fetch(&metrics, "/health").ends_with("ok: 1 cores, 1 replicas\n"));

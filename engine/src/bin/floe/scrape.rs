@@ -1,5 +1,6 @@
 //! `/metrics` and `/health` over HTTP, for what watches nodes.
 
+use floe::metrics::{TURN_BOUNDS_NS, TurnsCounted};
 use floe::{Engine, Metrics, NodeId};
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -63,7 +64,7 @@ fn health(engine: &Engine) -> (&'static str, String) {
     }
 }
 
-/// The text format of Prometheus, version 0.0.4. Numbers that fall again are gauges, all others counters.
+/// The text format of Prometheus, version 0.0.4. Numbers that fall again are gauges, other single ones counters.
 fn metrics(node: NodeId, engine: &Engine) -> String {
     let (counted, leaders) = (engine.metrics(), engine.leaders());
     let mut out = String::new();
@@ -103,7 +104,25 @@ fn metrics(node: NodeId, engine: &Engine) -> String {
         let (count, sum) = (histogram.len(), histogram.mean() * histogram.len() as f64 / 1e9);
         let _ = writeln!(out, "floe_{name}_sum {sum}\nfloe_{name}_count {count}");
     }
+    turns(&mut out, &counted.turn_lengths);
     out
+}
+
+/// The longest turns matter: a core hears nobody meanwhile. So a histogram, in which they can be seen for any time and core.
+fn turns(out: &mut String, cores: &[TurnsCounted]) {
+    let name = "core_turn_seconds";
+    describe(out, name, "How long a core was busy before it looked at what had come in.", "histogram");
+    for (core, TurnsCounted { counts, sum_ns, .. }) in cores.iter().enumerate() {
+        let mut so_far = 0;
+        let bounds = TURN_BOUNDS_NS.iter().map(|&bound| (bound as f64 / 1e9).to_string());
+        for (bound, count) in bounds.chain(["+Inf".into()]).zip(counts) {
+            so_far += count;
+            let _ = writeln!(out, "floe_{name}_bucket{{core=\"{core}\",le=\"{bound}\"}} {so_far}");
+        }
+        let sum = *sum_ns as f64 / 1e9;
+        let _ = writeln!(out, "floe_{name}_sum{{core=\"{core}\"}} {sum}");
+        let _ = writeln!(out, "floe_{name}_count{{core=\"{core}\"}} {so_far}");
+    }
 }
 
 fn describe(out: &mut String, name: &str, about: &str, kind: &str) {

@@ -138,8 +138,10 @@ impl Pump {
     }
 
     /// Sleeps until something comes in or the worker's deadline.
-    async fn park(&self) {
-        let mut timer = timer_at(self.hub.deadline());
+    async fn park(&mut self) {
+        let now = clock::now();
+        self.hub.rest(now);
+        let mut timer = timer_at(self.hub.deadline(), now);
         let Hub { mailbox, background, .. } = &self.hub;
         poll_fn(|context| {
             self.inbox.sleep(context.waker());
@@ -176,8 +178,8 @@ impl Pump {
     }
 }
 
-fn timer_at(deadline: Nanos) -> Option<Timer> {
-    let wait = Duration::from_nanos(deadline.saturating_sub(clock::now()));
+fn timer_at(deadline: Nanos, now: Nanos) -> Option<Timer> {
+    let wait = Duration::from_nanos(deadline.saturating_sub(now));
     (deadline != Nanos::MAX).then(|| Timer::new(wait.max(MOMENT)))
 }
 

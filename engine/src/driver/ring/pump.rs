@@ -170,7 +170,9 @@ impl Pump {
         }
         // In this order: whatever comes after the mailbox knows that the core sleeps rings the bell.
         let rest = self.hub.mailbox.sleep(&self.waker) && !self.hub.background.has_done();
-        let result = self.ring.enter(rest.then(|| until(self.hub.deadline())));
+        let now = clock::now();
+        self.hub.rest(now);
+        let result = self.ring.enter(rest.then(|| until(self.hub.deadline(), now)));
         self.hub.mailbox.awake();
         result
     }
@@ -181,7 +183,9 @@ impl Pump {
 
     /// Looks for work without sleeping; true if there is some.
     fn spin(&mut self) -> io::Result<bool> {
-        let end = clock::now() + self.spin.as_nanos() as Nanos;
+        let now = clock::now();
+        self.hub.rest(now);
+        let end = now + self.spin.as_nanos() as Nanos;
         loop {
             self.ring.enter(None)?;
             self.ring.take_completed(&mut self.completed);
@@ -272,9 +276,9 @@ impl Pump {
 }
 
 /// How long to sleep for a deadline.
-fn until(deadline: Nanos) -> Duration {
+fn until(deadline: Nanos, now: Nanos) -> Duration {
     match deadline {
         Nanos::MAX => Duration::MAX,
-        deadline => Duration::from_nanos(deadline.saturating_sub(clock::now())),
+        deadline => Duration::from_nanos(deadline.saturating_sub(now)),
     }
 }
