@@ -27,6 +27,7 @@ fn append(shard: u64) -> PeerMessage {
     let body = Body::Append {
         prev: Mark::new(5, 1000),
         commit: 990,
+        held_by_all: 980,
         entries: entries.collect(),
         stamp: LeaderStamp { sent_at_ns: 1, echo: 2 },
     };

@@ -48,7 +48,7 @@ fn append(c: &mut Criterion) {
             let entries = (next..next + BATCH).map(entry).collect();
             next += BATCH;
             let stamp = LeaderStamp::default();
-            let body = Body::Append { prev, commit: prev.index, entries, stamp };
+            let body = Body::Append { prev, commit: prev.index, held_by_all: prev.index, entries, stamp };
             Message { from: replica(1), to: replica(2), term: 1, body }
         };
         b.iter_batched(

@@ -4,7 +4,7 @@ use crate::lazy::Lazy;
 use crate::membership::Membership;
 use crate::message::{Body, FollowerStamp, LeaderStamp, Message};
 use crate::planted::{self, Planted};
-use crate::raft::{Installing, Raft, Role};
+use crate::raft::{Raft, Role};
 use crate::read_index::Forwarded;
 use crate::ready::{ReadState, SnapshotInstall};
 use crate::types::{Entry, EntryKind, Index, Mark, Nanos, ReplicaId, Term};
@@ -26,6 +26,14 @@ pub(crate) struct Follower {
     leader_sent_at_ns: Nanos,
     /// Reads that wait for the leader's answer, oldest first.
     pub(crate) forwarded: Lazy<VecDeque<Forwarded>>,
+}
+
+/// A snapshot on its way in.
+#[derive(Debug)]
+pub(crate) struct Installing {
+    pub(crate) install: SnapshotInstall,
+    /// It is in a `Ready` already.
+    pub(crate) handed: bool,
 }
 
 impl Follower {
@@ -132,6 +140,7 @@ impl Raft {
         from: ReplicaId,
         prev: Mark,
         commit: Index,
+        held_by_all: Index,
         entries: Vec<Entry>,
         stamp: LeaderStamp,
     ) {
@@ -139,6 +148,7 @@ impl Raft {
             return;
         }
         self.note_echo(commit, stamp.echo);
+        self.held_by_all = held_by_all;
         if self.installing.is_some() {
             return;
         }

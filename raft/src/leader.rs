@@ -144,6 +144,13 @@ impl Leader {
         self.peers.iter_mut().find(|peer| peer.id == id)
     }
 
+    /// Up to here all that are fed from the log hold it; `None` = nobody is.
+    pub(crate) fn held_by_all(&self) -> Option<Index> {
+        let fed = self.peers.iter().filter(|peer| peer.feed_state() != FeedState::Snapshot);
+        let asleep = self.asleep.iter().map(|peer| peer.matched);
+        fed.map(|peer| peer.matched).chain(asleep).min()
+    }
+
     /// What a quorum has reached, each peer's part given by `of`, ours by `own`.
     pub(crate) fn quorum_of(&self, view: &View<'_>, own: u64, of: impl Fn(&Progress) -> u64) -> u64 {
         quorum::committed_index_joint(view.membership, |id| {
@@ -160,10 +167,12 @@ impl Leader {
         self.told = self.told.max(view.tellable);
         let led_at = self.prove_stamps(view);
         self.maybe_begin_read_round(view, outbox);
+        // Where nobody is fed, nobody is told.
+        let held = self.held_by_all().unwrap_or(0);
         for peer in &mut self.peers {
             match peer.feed {
-                Feed::Probe { .. } => feed_probe(peer, view, outbox),
-                Feed::Replicate { .. } => feed_replicate(peer, view, outbox),
+                Feed::Probe { .. } => feed_probe(peer, held, view, outbox),
+                Feed::Replicate { .. } => feed_replicate(peer, held, view, outbox),
                 Feed::Snapshot => {}
             }
         }
@@ -268,6 +277,7 @@ fn send_heartbeat(peer: &mut Progress, read_round: u64, view: &View<'_>, outbox:
 /// last index sent and the bytes; `None` if the entry before is no longer in the log.
 fn send_append(
     peer: &mut Progress,
+    held_by_all: Index,
     max_bytes: Option<usize>,
     view: &View<'_>,
     outbox: &mut Outbox,
@@ -284,18 +294,19 @@ fn send_append(
     peer.told_commit = view.tellable;
     peer.sent_at = view.now;
     let stamp = stamp_for(peer, view);
-    outbox.send(view, peer.id, Body::Append { prev, commit: view.tellable, entries, stamp });
+    let commit = view.tellable;
+    outbox.send(view, peer.id, Body::Append { prev, commit, held_by_all, entries, stamp });
     Some(sent)
 }
 
 /// Sends one append, or asks for a snapshot, if nothing is outstanding.
-fn feed_probe(peer: &mut Progress, view: &View<'_>, outbox: &mut Outbox) {
+fn feed_probe(peer: &mut Progress, held_by_all: Index, view: &View<'_>, outbox: &mut Outbox) {
     let Feed::Probe { sent_at: None, bare } = peer.feed else { return };
     if peer.full_until.is_some_and(|until| view.now < until) {
         return;
     }
     let max_bytes = (!bare).then_some(view.config.append_bytes_max);
-    if send_append(peer, max_bytes, view, outbox).is_some() {
+    if send_append(peer, held_by_all, max_bytes, view, outbox).is_some() {
         peer.feed = Feed::Probe { sent_at: Some(view.now), bare };
     } else if is_worth_a_snapshot(peer, view) {
         peer.become_snapshot();
@@ -311,7 +322,7 @@ fn is_worth_a_snapshot(peer: &Progress, view: &View<'_>) -> bool {
 
 /// Sends all there is, within the window; else news of the commit index, if there is any. While memory runs short, who
 /// holds less than what is committed without it gets one append at a time.
-fn feed_replicate(peer: &mut Progress, view: &View<'_>, outbox: &mut Outbox) {
+fn feed_replicate(peer: &mut Progress, held_by_all: Index, view: &View<'_>, outbox: &mut Outbox) {
     let is_paced = view.pressed && peer.matched < view.commit;
     let mut sent = false;
     loop {
@@ -324,9 +335,9 @@ fn feed_replicate(peer: &mut Progress, view: &View<'_>, outbox: &mut Outbox) {
         }
         *nudge = false;
         let max_bytes = has_entries.then_some(view.config.append_bytes_max);
-        let Some((last, bytes)) = send_append(peer, max_bytes, view, outbox) else {
+        let Some((last, bytes)) = send_append(peer, held_by_all, max_bytes, view, outbox) else {
             peer.become_probe(peer.next);
-            return feed_probe(peer, view, outbox);
+            return feed_probe(peer, held_by_all, view, outbox);
         };
         sent = true;
         if has_entries {
@@ -430,14 +441,18 @@ impl Raft {
         });
     }
 
-    /// The lowest index that any follower is known to hold, of those that are fed from the log (not by
-    /// a snapshot): compacting up to here costs nobody a snapshot. `None` unless this replica leads;
-    /// its own durable index if there is nobody else.
-    pub fn min_matched(&self) -> Option<Index> {
-        let Role::Leader(leader) = &self.role else { return None };
-        let fed = leader.peers.iter().filter(|peer| peer.feed_state() != FeedState::Snapshot);
-        let asleep = leader.asleep.iter().map(|peer| peer.matched);
-        Some(fed.map(|peer| peer.matched).chain(asleep).min().unwrap_or(self.writes.durable()))
+    /// Up to here every other replica that is fed from the log (not by a snapshot) is known to hold everything durably:
+    /// compacting up to here costs nobody a snapshot. Its own durable index if there is nobody else. O(members).
+    ///
+    /// A leader knows it. The others know what they were last told in an append, or when they led last: an election
+    /// changes nothing, so that whoever wins it has the log that laggards need. 0 = nobody has said anything yet; who keeps
+    /// what follows is on the safe side. A quiet follower keeps nothing for others. What it says may come from a faulty
+    /// peer: how much log is kept is all that may depend on it.
+    pub fn held_by_all(&self) -> Index {
+        match &self.role {
+            Role::Leader(leader) => leader.held_by_all().unwrap_or(self.writes.durable()),
+            _ => self.held_by_all,
+        }
     }
 
     /// The target of the transfer that runs, if any.

@@ -73,6 +73,9 @@ pub enum Body {
         prev: Mark,
         /// The leader's commit index.
         commit: Index,
+        /// Up to here every replica that the leader feeds from its log is known to hold everything: whoever may have to
+        /// feed them next needs no more of it. How much log is kept is all that depends on it.
+        held_by_all: Index,
         /// Contiguous, from `prev.index + 1`; may be empty (a probe, or news of the commit index).
         entries: Vec<Entry>,
         /// Lease and stale-read stamps.

@@ -80,6 +80,9 @@ impl Raft {
         let is_level = self.log.last_mark() == last && self.writes.durable() == last.index;
         if is_level && !reads_wait && self.installing.is_none() {
             self.commit_to(last.index);
+            // All that live hold it. What a dead one lacks its leader keeps; a second copy would cost memory as long as
+            // nothing happens.
+            self.held_by_all = last.index;
             self.fall_quiet();
         }
     }

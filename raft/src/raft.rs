@@ -7,7 +7,7 @@
 use crate::candidate::Votes;
 use crate::config::Config;
 use crate::error::Refused;
-use crate::follower::Follower;
+use crate::follower::{Follower, Installing};
 use crate::freshness::Freshness;
 use crate::lazy::Lazy;
 use crate::leader::{Leader, View};
@@ -19,7 +19,6 @@ use crate::message::{Body, FollowerStamp, Message};
 use crate::output::Outbox;
 use crate::planted::{self, Planted};
 use crate::read_index::{Asked, Forwarded};
-use crate::ready::SnapshotInstall;
 use crate::status::RoleKind;
 use crate::timer::ElectionTimer;
 use crate::types::{Entry, EntryKind, HardState, Index, Mark, Nanos, ReplicaId, Term, WriteId};
@@ -85,6 +84,8 @@ pub struct Raft {
     pub(crate) applied: Index,
     /// Highest index handed out to apply.
     pub(crate) applying: Index,
+    /// What the last leader said of it, this replica included; see [`Raft::held_by_all`].
+    pub(crate) held_by_all: Index,
     /// The latest time seen.
     pub(crate) now: Nanos,
     pub(crate) timer: ElectionTimer,
@@ -107,14 +108,6 @@ pub struct Raft {
     pub(crate) outbox: Lazy<Outbox>,
     /// The term and the leader that [`crate::Ready::leadership`] last said.
     pub(crate) announced: (Term, Option<ReplicaId>),
-}
-
-/// A snapshot on its way in.
-#[derive(Debug)]
-pub(crate) struct Installing {
-    pub(crate) install: SnapshotInstall,
-    /// It is in a `Ready` already.
-    pub(crate) handed: bool,
 }
 
 impl Restored {
@@ -177,6 +170,7 @@ impl Raft {
             commit,
             applied,
             applying: applied,
+            held_by_all: 0,
             now,
             timer: ElectionTimer::new(now, seed, &config),
             leader_heard_at: None,
@@ -260,8 +254,8 @@ impl Raft {
             Body::PreVoteReply { granted } => self.on_pre_vote_reply(from, term, granted),
             Body::Vote { last, transfer } => self.on_vote(from, last, transfer),
             Body::VoteReply { granted } => self.on_vote_reply(from, granted),
-            Body::Append { prev, commit, entries, stamp } => {
-                self.on_append(from, prev, commit, entries, stamp)
+            Body::Append { prev, commit, held_by_all, entries, stamp } => {
+                self.on_append(from, prev, commit, held_by_all, entries, stamp)
             }
             Body::AppendAccepted { matched, stamp } => self.on_append_accepted(from, matched, stamp),
             Body::AppendRefused { matched, stamp } => self.on_append_refused(from, matched, stamp),
@@ -590,7 +584,10 @@ impl Raft {
         assert!(!self.quiet, "{}: changes its role in term {} while quiet", self.id, self.term);
         let role = std::mem::replace(&mut self.role, Role::Follower(Follower::new(None)));
         match role {
-            Role::Leader(leader) => self.outbox.reads_dropped.extend(leader.reads.own_contexts()),
+            Role::Leader(leader) => {
+                self.held_by_all = leader.held_by_all().unwrap_or(self.writes.durable());
+                self.outbox.reads_dropped.extend(leader.reads.own_contexts());
+            }
             Role::Follower(follower) => {
                 self.outbox.reads_dropped.extend(follower.forwarded.iter().map(|read| read.context));
             }

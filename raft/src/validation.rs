@@ -140,7 +140,7 @@ fn largest_number(body: &Body) -> u64 {
     let of = |mark: &Mark| mark.term.max(mark.index);
     match body {
         Body::PreVote { last } | Body::Vote { last, .. } | Body::Quiesce { last } => of(last),
-        Body::Append { prev, commit, .. } => of(prev).max(*commit),
+        Body::Append { prev, commit, held_by_all, .. } => of(prev).max(*commit).max(*held_by_all),
         Body::AppendAccepted { matched, .. } | Body::AppendRefused { matched, .. } => *matched,
         Body::AppendRejected { prev, hint, .. } => of(prev).max(of(hint)),
         Body::Heartbeat { commit, .. } => *commit,

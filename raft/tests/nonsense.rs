@@ -36,7 +36,7 @@ fn message(from: u64, term: Term, body: Body) -> Message {
 }
 
 fn append(prev: Mark, commit: Index, entries: Vec<Entry>) -> Body {
-    Body::Append { prev, commit, entries, stamp: LeaderStamp::default() }
+    Body::Append { prev, commit, held_by_all: 0, entries, stamp: LeaderStamp::default() }
 }
 
 /// Replica 2 of three voters and a learner, with everything around it that a driver does.
@@ -211,7 +211,8 @@ impl Victim {
             _ => {
                 let prev = self.mark(random);
                 let entries = self.entries(random, prev);
-                Body::Append { prev, commit: self.index(random), entries, stamp }
+                let (commit, held_by_all) = (self.index(random), self.index(random));
+                Body::Append { prev, commit, held_by_all, entries, stamp }
             }
         }
     }
@@ -308,6 +309,9 @@ fn entries_that_no_leader_sends_change_nothing() {
     refuse(&mut victim, 1, 5, append(prev, 9, vec![long]), Nonsense::EntryTooLong);
     let far = append(Mark::new(5, u64::MAX), 9, vec![entry(5, 0, "wraps")]);
     refuse(&mut victim, 1, 5, far, Nonsense::NumberTooLarge);
+    let (entries, stamp) = (Vec::new(), LeaderStamp::default());
+    let held = Body::Append { prev, commit: 9, held_by_all: u64::MAX, entries, stamp };
+    refuse(&mut victim, 1, 5, held, Nonsense::NumberTooLarge);
     refuse(&mut victim, 1, u64::MAX, append(prev, 9, Vec::new()), Nonsense::NumberTooLarge);
 }
 

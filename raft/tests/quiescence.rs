@@ -28,7 +28,8 @@ fn quiet_without_the_third() -> Vec<Raft> {
 fn a_quiet_leader_remembers_what_the_others_hold_and_has_no_lease() {
     let group = quiet_without_the_third();
     assert_eq!(fed(&group), [(FeedState::Replicate, 2), (FeedState::Probe, 1)]);
-    assert_eq!(group[0].min_matched(), Some(1), "what the third lacks is kept for it");
+    assert_eq!(group[0].held_by_all(), 1, "what the third lacks is kept for it");
+    assert_eq!(group[1].held_by_all(), 2, "by the leader alone");
     assert_eq!(group[0].lease(), None);
 }
 

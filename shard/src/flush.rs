@@ -287,7 +287,8 @@ impl Replica {
 
     /// Drops the log that is dumped and that nobody is going to be sent: up to what every follower has and
     /// every running transfer ends at; up to the dump alone if the log is beyond `log_bytes_max` and beyond half of the
-    /// state, up to which a dump would cost a slow follower more. `None` = nothing is kept for slow followers.
+    /// state, up to which a dump would cost a slow follower more. `None` = nothing is kept for slow followers. Followers do
+    /// as leaders do, since one of them leads next.
     pub(crate) fn maybe_compact(&mut self, log_bytes_max: Option<usize>) {
         let flushed = self.base.flushed.index;
         if self.raft.first_index() > flushed || self.install.is_some() {
@@ -297,7 +298,7 @@ impl Replica {
         let log_bytes = self.raft.log_bytes();
         let is_worth_it = |max| log_bytes <= max || log_bytes as u64 <= self.machine.size_bytes() / 2;
         if log_bytes_max.is_some_and(is_worth_it) {
-            to = to.min(self.raft.min_matched().unwrap_or(flushed));
+            to = to.min(self.raft.held_by_all());
         }
         for outgoing in &self.work.outgoing {
             to = to.min(outgoing.holds_from().unwrap_or(flushed));

@@ -177,12 +177,13 @@ impl<'a> Columns<'a> {
             Row::PreVoteReply { granted } => Body::PreVoteReply { granted: *granted },
             Row::Vote { last, transfer } => Body::Vote { last: mark(last), transfer: *transfer },
             Row::VoteReply { granted } => Body::VoteReply { granted: *granted },
-            Row::Append { prev, commit, entries, runs, stamp } => {
+            Row::Append { prev, commit, held_by_all, entries, runs, stamp } => {
                 let prev = mark(prev);
                 let (count, runs) = (entries.to_native() as usize, runs.to_native() as usize);
                 Body::Append {
                     prev,
                     commit: commit.to_native(),
+                    held_by_all: held_by_all.to_native(),
                     entries: self.entries(prev, count, runs, term)?,
                     stamp: leader_stamp(stamp),
                 }

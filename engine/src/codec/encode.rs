@@ -215,9 +215,10 @@ impl<'a> Gather<'a> {
             Body::PreVoteReply { granted } => WireBody::PreVoteReply { granted: *granted },
             Body::Vote { last, transfer } => WireBody::Vote { last: wire_mark(*last), transfer: *transfer },
             Body::VoteReply { granted } => WireBody::VoteReply { granted: *granted },
-            Body::Append { prev, commit, entries, stamp } => WireBody::Append {
+            Body::Append { prev, commit, held_by_all, entries, stamp } => WireBody::Append {
                 prev: wire_mark(*prev),
                 commit: *commit,
+                held_by_all: *held_by_all,
                 entries: narrow(entries.len()),
                 runs: self.entries(*prev, entries),
                 stamp: leader_stamp(*stamp),

@@ -87,7 +87,8 @@ impl Prng {
             }
         });
         let entries = entries.collect();
-        Body::Append { prev, commit: self.number(), entries, stamp: self.leader_stamp() }
+        let (commit, held_by_all) = (self.number(), self.number());
+        Body::Append { prev, commit, held_by_all, entries, stamp: self.leader_stamp() }
     }
 
     fn body(&mut self, term: u64) -> Body {

@@ -127,6 +127,7 @@ pub(super) enum WireBody {
     Append {
         prev: WireMark,
         commit: u64,
+        held_by_all: u64,
         entries: u32,
         runs: u32,
         stamp: WireLeaderStamp,

@@ -95,7 +95,7 @@ fn a_message_that_contradicts_what_is_committed_is_counted_and_its_sender_named(
     let mark = Mark::new(term, 1);
     let entry = Entry { mark, kind: EntryKind::Command, version: 0, data: Bytes::new() };
     let (entries, stamp) = (vec![entry], LeaderStamp::default());
-    let body = Body::Append { prev: Mark::ZERO, commit: 1, entries, stamp };
+    let body = Body::Append { prev: Mark::ZERO, commit: 1, held_by_all: 0, entries, stamp };
     let message = PeerMessage::Raft { shard: S1, epoch, message: Message { from, to, term, body } };
     let out = hear(&mut cluster, victim, faulty, message);
     let why = Fault::Nonsense(Nonsense::ContradictsCommitted(mark));

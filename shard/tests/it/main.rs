@@ -7,6 +7,7 @@ mod decoders;
 mod faulty_peer;
 mod free_bases;
 mod jobs;
+mod laggards;
 mod log_budget;
 mod members;
 mod memory;
