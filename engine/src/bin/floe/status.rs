@@ -110,8 +110,8 @@ impl Picture {
         }
         if without > 0 {
             wrong.push(format!(
-                "shards without a leader that answers: {without}. An election takes less than a second, and most of a \
-                 shard's replicas"
+                "shards without a leader that answers: {without}. An election takes less than a second, and a majority \
+                 of a shard's replicas"
             ));
         }
         for node in &self.nodes {

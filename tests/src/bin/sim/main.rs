@@ -56,7 +56,7 @@ struct Options {
     /// Run every seed in two processes and compare the hashes (with --seeds).
     #[arg(long, conflicts_with_all = ["seed", "hashes", "json"])]
     twice: bool,
-    /// Fail if a kind of fault met some role (leader, follower, candidate) less often, though it can. By
+    /// Fail if a kind of fault met some role (leader, follower, candidate, learner) less often, though it can. By
     /// default once for a batch of 200 seeds or more.
     #[arg(long)]
     coverage: Option<u64>,
