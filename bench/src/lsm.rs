@@ -189,7 +189,7 @@ fn apply_for(time: Duration, dir: &Path, options: &LsmOptions) -> Result<Applied
     let value = vec![7; options.payload as usize];
     let (mut apply, mut random, mut flushes, mut put_off) = (histogram(), Random(3), 0, 0);
     let mut not_before = Instant::now();
-    let mut flush: Option<JoinHandle<Result<(), String>>> = None;
+    let mut flush: Option<JoinHandle<std::io::Result<()>>> = None;
     let (begun, cpu) = (Instant::now(), usage::cpu_time());
     for index in (1..).take_while(|_| begun.elapsed() < time) {
         let command = encode_put(1, &key_bytes(random.below(options.keys)), &value).expect("a small put");
@@ -220,8 +220,8 @@ fn apply_for(time: Duration, dir: &Path, options: &LsmOptions) -> Result<Applied
                 descriptor: descriptor.clone(),
                 membership: membership.clone(),
             };
-            let mut dump = store.flush(&head).expect("it has files");
-            flush = Some(std::thread::spawn(move || dump.prepare()));
+            let dump = store.flush(&head);
+            flush = Some(std::thread::spawn(move || dump.write(&mut std::io::sink())));
         }
     }
     if let Some(flush) = flush {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use floe::state_machine::{BadPayload, CommandResult, Dump, QueryResult, StateMachine};
 use floe::{Client, Config, Engine, KeyRange, Mark, Query, Row, Versioned};
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 /// A counter, and the log index of what last changed it.
@@ -100,28 +101,29 @@ impl StateMachine for Counters {
 
     fn state_hash(&self) -> u64 {
         let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
-        let mut bytes = vec![0; self.len()];
-        self.encode_into(&mut bytes);
+        let mut bytes = Vec::new();
+        self.write_to(&mut bytes).expect("memory takes what it is given");
         bytes.into_iter().fold(0xCBF2_9CE4_8422_2325, mix)
     }
 }
 
-/// Value, version, length of the key, key; in order of the keys.
-impl Dump for Counters {
-    fn len(&self) -> usize {
-        self.0.keys().map(|key| 20 + key.len()).sum()
-    }
-
-    fn encode_into(&self, buffer: &mut [u8]) {
-        let mut rest = buffer;
+impl Counters {
+    /// Value, version, length of the key, key; in order of the keys.
+    fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
         for (key, Counter { value, version }) in &self.0 {
-            let len = (key.len() as u32).to_le_bytes();
-            for part in [&value.to_le_bytes()[..], &version.to_le_bytes(), &len, key] {
-                let (now, later) = rest.split_at_mut(part.len());
-                now.copy_from_slice(part);
-                rest = later;
-            }
+            out.write_all(&value.to_le_bytes())?;
+            out.write_all(&version.to_le_bytes())?;
+            out.write_all(&(key.len() as u32).to_le_bytes())?;
+            out.write_all(key)?;
         }
+        Ok(())
+    }
+}
+
+/// A picture of the counters is a copy of them.
+impl Dump for Counters {
+    fn write(self: Box<Self>, out: &mut dyn Write) -> io::Result<()> {
+        self.write_to(out)
     }
 }
 

@@ -305,7 +305,11 @@ impl Boot {
 
     fn save(&mut self, calls: &mut DiskCalls) {
         let bytes = self.record.as_ref().expect("set before it is saved").encode();
-        self.issue(Step::Save, DiskCall::Save { path: FILE_NEW.into(), data: Box::new(bytes) }, calls);
+        self.issue(
+            Step::Save,
+            DiskCall::Save { path: FILE_NEW.into(), data: Box::new(bytes), is_long: false },
+            calls,
+        );
     }
 
     fn fresh(&self) -> BootRecord {

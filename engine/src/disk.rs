@@ -6,7 +6,7 @@
 //! of another.
 
 use bytes::Bytes;
-use floe_shard::state_machine::{Job, JobDone};
+use floe_shard::state_machine::{Dump, Job, JobDone};
 use std::fmt;
 use std::sync::Arc;
 
@@ -40,15 +40,7 @@ pub struct OpId {
 
 /// Bytes that are produced straight into the driver's aligned buffer.
 pub trait Recipe: Send {
-    /// Does what has to be durable before the bytes are written; called once, before the other methods, and only for
-    /// `Save`, whose length is asked for afterwards.
-    ///
-    /// # Errors
-    /// Nothing is written.
-    fn prepare(&mut self) -> Result<(), String> {
-        Ok(())
-    }
-    /// How many bytes: a multiple of [`BLOCK`] for `Write`.
+    /// How many bytes: a multiple of [`BLOCK`].
     fn len(&self) -> usize;
     /// Fills `buffer`, whose length is exactly `len()`. Called once.
     fn encode_into(&self, buffer: &mut [u8]);
@@ -126,12 +118,16 @@ pub enum DiskCall {
         /// The file.
         path: DiskPath,
         /// What; any length.
-        data: Box<dyn Recipe>,
+        data: Box<dyn Dump>,
+        /// It takes long: no other save waits for it.
+        is_long: bool,
     },
-    /// Work of a state machine that may read its files. Answer: `Ran`.
+    /// Work of a state machine on its files. Answer: `Ran`.
     Run {
         /// What.
         job: Job,
+        /// It takes long: no other job waits for it.
+        is_long: bool,
     },
 }
 

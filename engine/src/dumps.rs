@@ -4,11 +4,11 @@
 //! A dump is saved under a temporary name, renamed, and its directory synced; only then may a WAL
 //! record name it. A file that no record names is a stray and is removed at start.
 
-use crate::disk::{DiskCall, DiskCalls, DiskDone, DiskPath, DiskResult, OpId, OpOwner, Recipe};
+use crate::disk::{DiskCall, DiskCalls, DiskDone, DiskPath, DiskResult, OpId, OpOwner};
 use bytes::Bytes;
 use floe_raft::{Planted, ReplicaId, is_planted};
 use floe_shard::output::{DumpRead, DumpRemove, DumpSave};
-use floe_shard::state_machine::{Dump, Job};
+use floe_shard::state_machine::Job;
 use floe_shard::{MultiRaft, ShardId};
 use std::collections::BTreeMap;
 
@@ -29,20 +29,6 @@ pub fn dump_name(shard: ShardId, replica: ReplicaId, generation: u64) -> String 
 pub fn dump_shard(name: &str) -> Option<ShardId> {
     let id = name.strip_prefix('s')?.get(..16)?;
     u64::from_str_radix(id, 16).ok().map(ShardId)
-}
-
-struct DumpRecipe(Box<dyn Dump>);
-
-impl Recipe for DumpRecipe {
-    fn prepare(&mut self) -> Result<(), String> {
-        self.0.prepare()
-    }
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-    fn encode_into(&self, buffer: &mut [u8]) {
-        self.0.encode_into(buffer);
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -70,10 +56,10 @@ pub struct Dumps {
 impl Dumps {
     /// Begins to save a dump.
     pub fn save(&mut self, save: DumpSave, calls: &mut DiskCalls) {
-        let DumpSave { shard, replica, generation, data } = save;
+        let DumpSave { shard, replica, generation, data, is_long } = save;
         let path = temporary(shard, replica, generation);
         let op = Op::Save { shard, replica, generation, step: Step::Save };
-        self.issue(op, DiskCall::Save { path, data: Box::new(DumpRecipe(data)) }, calls);
+        self.issue(op, DiskCall::Save { path, data, is_long }, calls);
     }
 
     /// Begins to read a part of a dump.
@@ -90,8 +76,8 @@ impl Dumps {
     }
 
     /// Begins a state machine's job.
-    pub fn run(&mut self, token: u64, job: Job, calls: &mut DiskCalls) {
-        self.issue(Op::Job { token }, DiskCall::Run { job }, calls);
+    pub fn run(&mut self, (token, job): (u64, Job), is_long: bool, calls: &mut DiskCalls) {
+        self.issue(Op::Job { token }, DiskCall::Run { job, is_long }, calls);
     }
 
     /// Takes a call's outcome and tells the replicas.
@@ -112,7 +98,7 @@ impl Dumps {
                     Err(error) => Err(error.to_string()),
                 };
                 if let Err(error) = &done {
-                    tracing::error!(%error, "a state machine's files can't be read");
+                    tracing::error!(%error, "a state machine's files can't be read or written");
                 }
                 multi.job_done(token, done);
             }

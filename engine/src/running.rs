@@ -333,8 +333,11 @@ impl Running {
         for read in output.dump_reads.drain(..) {
             self.dumps.read(read, &mut effects.disk);
         }
-        for (token, job) in output.jobs.drain(..) {
-            self.dumps.run(token, job, &mut effects.disk);
+        for job in output.jobs.drain(..) {
+            self.dumps.run(job, false, &mut effects.disk);
+        }
+        for job in output.stagings.drain(..) {
+            self.dumps.run(job, true, &mut effects.disk);
         }
         for remove in output.dump_removes.drain(..) {
             self.dumps.remove(remove, &mut effects.disk);

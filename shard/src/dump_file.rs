@@ -1,17 +1,17 @@
-//! A dump as a file: a head that says what it is, then the state machine's own bytes.
+//! A dump as a file: a head that says what it is, the state machine's own bytes, and a foot that tells whether all of them
+//! are there. So it can be written, sent and taken apart piece by piece, however large it is.
 //!
 //! ```text
 //!  0  magic "FLOEDUMP"
-//!  8  version u32 = 1 | head_len u32
+//!  8  version u32 = 2 | head_len u32
 //! 16  shard u64
 //! 24  mark.term u64 | mark.index u64
-//! 40  body_len u64
-//! 48  checksum u64: CRC-64/NVME over the whole file with these eight bytes as zeros
-//! 56  descriptor_len u32 | membership_len u32
-//! 64  descriptor | membership | zeros up to head_len, a multiple of 8
+//! 40  descriptor_len u32 | membership_len u32
+//! 48  descriptor | membership | zeros up to head_len, a multiple of 8
 //! ..  body: what the state machine's `Dump` wrote
+//! end-8  checksum u64: CRC-64/NVME over all before it
 //! ```
-//! The same bytes travel to a follower and become its file: neither replica nor generation is in them.
+//! The same bytes travel to a follower and may become its file: neither replica nor generation is in them.
 
 use crate::cursor::Cursor;
 use crate::descriptor::Descriptor;
@@ -21,13 +21,14 @@ use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
 use floe_raft::{Mark, Membership, Planted, is_planted};
 use std::fmt;
+use std::io::{self, Write};
 
 const MAGIC: &[u8; 8] = b"FLOEDUMP";
-const VERSION: u32 = 1;
-const FIXED_BYTES: usize = 64;
-const BODY_LEN_AT: usize = 40;
-const CHECKSUM_AT: usize = 48;
-const _: () = assert!(FIXED_BYTES.is_multiple_of(8) && CHECKSUM_AT + 8 <= FIXED_BYTES);
+const VERSION: u32 = 2;
+const FIXED_BYTES: usize = 48;
+const FOOT_BYTES: usize = 8;
+/// More than any descriptor and membership take: two keys and some tens of replicas.
+const HEAD_BYTES_MAX: usize = 1 << 20;
 
 /// What a dump says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,21 +51,19 @@ pub enum DumpError {
     NotADump,
     /// Written by another version.
     Version(u32),
-    /// Its length isn't what its head says; bytes there and bytes said.
+    /// It ends within its head, or before its checksum.
     Length {
         /// Bytes that are there.
         is: u64,
-        /// Bytes that the head asks for.
-        should: u64,
     },
-    /// Some byte is not what was written.
+    /// Some byte is not what was written, or some are missing.
     Checksum {
         /// Checksum of what is there.
         is: u64,
         /// Checksum that was written.
         should: u64,
     },
-    /// The checksum is right but the head makes no sense: a bug of its writer.
+    /// The head makes no sense.
     Head,
 }
 
@@ -73,7 +72,7 @@ impl fmt::Display for DumpError {
         match self {
             Self::NotADump => write!(f, "not a dump"),
             Self::Version(version) => write!(f, "a dump of version {version}, not known here"),
-            Self::Length { is, should } => write!(f, "{is} bytes instead of {should}"),
+            Self::Length { is } => write!(f, "{is} bytes are too few for a dump"),
             Self::Checksum { is, should } => write!(f, "checksum {is:016x} instead of {should:016x}"),
             Self::Head => write!(f, "the head of the dump makes no sense"),
         }
@@ -82,7 +81,7 @@ impl fmt::Display for DumpError {
 
 impl std::error::Error for DumpError {}
 
-/// A whole dump file, to be encoded in the background.
+/// A whole dump file, to be written in the background.
 pub(crate) struct DumpFile {
     head: Vec<u8>,
     body: Box<dyn Dump>,
@@ -95,57 +94,55 @@ impl DumpFile {
 }
 
 impl Dump for DumpFile {
-    fn prepare(&mut self) -> Result<(), String> {
-        self.body.prepare()
-    }
-
-    fn len(&self) -> usize {
-        self.head.len() + self.body.len()
-    }
-
-    fn encode_into(&self, buffer: &mut [u8]) {
-        assert_eq!(buffer.len(), self.len(), "a dump is encoded into exactly its length");
-        let (head, body) = buffer.split_at_mut(self.head.len());
-        head.copy_from_slice(&self.head);
-        head[BODY_LEN_AT..BODY_LEN_AT + 8].copy_from_slice(&(body.len() as u64).to_le_bytes());
-        self.body.encode_into(body);
-        let mut sum = FileSum::default();
-        sum.add(buffer);
-        buffer[CHECKSUM_AT..CHECKSUM_AT + 8].copy_from_slice(&sum.value().to_le_bytes());
+    fn write(self: Box<Self>, out: &mut dyn Write) -> io::Result<()> {
+        let mut summed = Summed { out, digest: new_digest() };
+        summed.write_all(&self.head)?;
+        self.body.write(&mut summed)?;
+        let sum = summed.digest.finalize();
+        out.write_all(&sum.to_le_bytes())
     }
 }
 
-/// A dump that came from elsewhere, byte for byte.
-pub(crate) struct RawDump(pub(crate) Bytes);
+/// Sums up what is written through it.
+struct Summed<'a> {
+    out: &'a mut dyn Write,
+    digest: Digest,
+}
 
-impl Dump for RawDump {
-    fn len(&self) -> usize {
-        self.0.len()
+impl Write for Summed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.digest.update(&bytes[..written]);
+        Ok(written)
     }
 
-    fn encode_into(&self, buffer: &mut [u8]) {
-        buffer.copy_from_slice(&self.0);
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
+}
+
+fn new_digest() -> Digest {
+    Digest::new(CrcAlgorithm::Crc64Nvme)
 }
 
 /// The file of a dump whose body is at hand.
 pub fn encode_dump(head: &DumpHead, body: &Bytes) -> Vec<u8> {
-    let file = DumpFile::new(head, Box::new(RawDump(body.clone())));
-    let mut bytes = vec![0; file.len()];
-    file.encode_into(&mut bytes);
+    let file = Box::new(DumpFile::new(head, Box::new(body.clone())));
+    let mut bytes = Vec::new();
+    file.write(&mut bytes).expect("memory takes what it is given");
     bytes
 }
 
-/// All of the head but the body's length and the checksum.
 fn encode_head(head: &DumpHead) -> Vec<u8> {
     let descriptor = head.descriptor.encode();
     let membership = head.membership.encode(b"");
     let head_len = (FIXED_BYTES + descriptor.len() + membership.len()).next_multiple_of(8);
+    assert!(head_len <= HEAD_BYTES_MAX, "a dump's head of {head_len} bytes");
     let mut out = Vec::with_capacity(head_len);
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());
     out.extend_from_slice(&(head_len as u32).to_le_bytes());
-    for number in [head.shard.0, head.mark.term, head.mark.index, 0, 0] {
+    for number in [head.shard.0, head.mark.term, head.mark.index] {
         out.extend_from_slice(&number.to_le_bytes());
     }
     out.extend_from_slice(&(descriptor.len() as u32).to_le_bytes());
@@ -163,76 +160,109 @@ fn encode_head(head: &DumpHead) -> Vec<u8> {
 /// # Errors
 /// See [`DumpError`]: anything but exactly what was written is refused.
 pub fn open_dump(bytes: &Bytes) -> Result<(DumpHead, Bytes), DumpError> {
-    let mut sum = FileSum::default();
-    sum.add(bytes);
-    open_summed(bytes, &sum)
+    let mut reader = DumpReader::new(bytes.len() as u64);
+    let body = reader.take(bytes)?;
+    reader.finish().map(|head| (head.clone(), body))
 }
 
-/// [`open_dump`] of a file that was summed up as it came in: O(1).
-pub(crate) fn open_summed(bytes: &Bytes, sum: &FileSum) -> Result<(DumpHead, Bytes), DumpError> {
-    assert_eq!(sum.len, bytes.len(), "the whole file was summed up");
-    let mut cursor = Cursor::new(bytes);
-    if cursor.array::<8>().as_ref() != Some(MAGIC) || bytes.len() < FIXED_BYTES {
+/// Takes a dump file of a known length apart as it comes in, in parts that are cut anywhere. Of the head at most
+/// [`HEAD_BYTES_MAX`] lie in memory.
+pub(crate) struct DumpReader {
+    len: u64,
+    read: u64,
+    /// Of the head, until it is whole.
+    head_bytes: Vec<u8>,
+    head: Option<DumpHead>,
+    digest: Digest,
+    foot: Vec<u8>,
+}
+
+impl DumpReader {
+    pub(crate) fn new(len: u64) -> Self {
+        Self { len, read: 0, head_bytes: Vec::new(), head: None, digest: new_digest(), foot: Vec::new() }
+    }
+
+    /// Bytes taken in so far.
+    pub(crate) fn read(&self) -> u64 {
+        self.read
+    }
+
+    /// What the dump says about itself, once that has come. Whether it is true is told by [`DumpReader::finish`] alone.
+    pub(crate) fn head(&self) -> Option<&DumpHead> {
+        self.head.as_ref()
+    }
+
+    /// The next part; answers what of the body it holds, as a slice of it.
+    ///
+    /// # Errors
+    /// It can't be a dump.
+    pub(crate) fn take(&mut self, part: &Bytes) -> Result<Bytes, DumpError> {
+        let left = self.len.saturating_sub(FOOT_BYTES as u64).saturating_sub(self.read);
+        let summed = part.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        self.digest.update(&part[..summed]);
+        self.foot.extend_from_slice(&part[summed..]);
+        self.read += part.len() as u64;
+        let of_head = if self.head.is_none() { self.take_head(&part[..summed])? } else { 0 };
+        Ok(part.slice(of_head..summed))
+    }
+
+    /// How much of this part belongs to the head.
+    fn take_head(&mut self, part: &[u8]) -> Result<usize, DumpError> {
+        let before = self.head_bytes.len();
+        self.head_bytes.extend_from_slice(&part[..part.len().min(HEAD_BYTES_MAX - before)]);
+        let Some(head_len) = head_len(&self.head_bytes)?.filter(|&len| len <= self.head_bytes.len()) else {
+            return Ok(part.len());
+        };
+        self.head_bytes.truncate(head_len);
+        self.head = Some(decode_head(&self.head_bytes).ok_or(DumpError::Head)?);
+        self.head_bytes = Vec::new();
+        Ok(head_len - before)
+    }
+
+    /// All parts were taken in: what they are, if they are exactly what was written.
+    ///
+    /// # Errors
+    /// They aren't.
+    pub(crate) fn finish(&self) -> Result<&DumpHead, DumpError> {
+        let Some(should) = self.foot.first_chunk().filter(|_| self.foot.len() == FOOT_BYTES) else {
+            return Err(DumpError::Length { is: self.read });
+        };
+        let head = self.head.as_ref().ok_or(DumpError::Length { is: self.read })?;
+        let (is, should) = (self.digest.finalize(), u64::from_le_bytes(*should));
+        if is != should && !is_planted(Planted::DumpNotChecked) {
+            return Err(DumpError::Checksum { is, should });
+        }
+        Ok(head)
+    }
+}
+
+/// Length of the head that begins so; `None` = its first bytes aren't there yet.
+fn head_len(bytes: &[u8]) -> Result<Option<usize>, DumpError> {
+    if !MAGIC.starts_with(&bytes[..bytes.len().min(MAGIC.len())]) {
         return Err(DumpError::NotADump);
     }
-    let mut u32_ = || cursor.u32().ok_or(DumpError::NotADump);
-    let (version, head_len) = (u32_()?, u32_()? as usize);
-    if version != VERSION {
-        return Err(DumpError::Version(version));
-    }
-    let mut u64_ = || cursor.u64().ok_or(DumpError::NotADump);
-    let shard = ShardId(u64_()?);
-    let mark = Mark::new(u64_()?, u64_()?);
-    let (body_len, checksum) = (u64_()?, u64_()?);
-    let should = body_len.saturating_add(head_len as u64);
-    if bytes.len() as u64 != should || head_len < FIXED_BYTES {
-        return Err(DumpError::Length { is: bytes.len() as u64, should });
-    }
-    let is = sum.value();
-    if is != checksum && !is_planted(Planted::DumpNotChecked) {
-        return Err(DumpError::Checksum { is, should: checksum });
-    }
-    let parts = read_parts(&mut cursor).ok_or(DumpError::Head)?;
-    let descriptor = Descriptor::decode(parts.0).map_err(|_| DumpError::Head)?;
-    let membership = decode_membership(parts.1).ok_or(DumpError::Head)?;
-    if descriptor.shard != shard {
-        return Err(DumpError::Head);
-    }
-    Ok((DumpHead { shard, mark, descriptor, membership }, bytes.slice(head_len..)))
-}
-
-/// The encoded descriptor and membership.
-fn read_parts<'a>(cursor: &mut Cursor<'a>) -> Option<(&'a [u8], &'a [u8])> {
-    let (descriptor, membership) = (cursor.len32()?, cursor.len32()?);
-    Some((cursor.take(descriptor)?, cursor.take(membership)?))
-}
-
-/// The checksum of a dump file, part by part from its begin.
-pub(crate) struct FileSum {
-    digest: Digest,
-    len: usize,
-}
-
-impl Default for FileSum {
-    fn default() -> Self {
-        Self { digest: Digest::new(CrcAlgorithm::Crc64Nvme), len: 0 }
+    let mut cursor = Cursor::new(bytes);
+    let (Some(_), Some(version), Some(len)) = (cursor.take(MAGIC.len()), cursor.u32(), cursor.len32()) else {
+        return Ok(None);
+    };
+    match (version, len) {
+        (VERSION, FIXED_BYTES..=HEAD_BYTES_MAX) => Ok(Some(len)),
+        (VERSION, _) => Err(DumpError::Head),
+        _ => Err(DumpError::Version(version)),
     }
 }
 
-impl FileSum {
-    /// The next part, of any length.
-    pub(crate) fn add(&mut self, part: &[u8]) {
-        let before = CHECKSUM_AT.saturating_sub(self.len).min(part.len());
-        let own = (CHECKSUM_AT + 8).saturating_sub(self.len + before).min(part.len() - before);
-        self.digest.update(&part[..before]);
-        self.digest.update(&[0; 8][..own]);
-        self.digest.update(&part[before + own..]);
-        self.len += part.len();
-    }
-
-    fn value(&self) -> u64 {
-        self.digest.finalize()
-    }
+/// A whole head, whose first bytes are right.
+fn decode_head(bytes: &[u8]) -> Option<DumpHead> {
+    let mut cursor = Cursor::new(bytes);
+    cursor.take(MAGIC.len() + 8)?;
+    let shard = ShardId(cursor.u64()?);
+    let mark = Mark::new(cursor.u64()?, cursor.u64()?);
+    let (descriptor_len, membership_len) = (cursor.len32()?, cursor.len32()?);
+    let descriptor = Descriptor::decode(cursor.take(descriptor_len)?).ok()?;
+    let membership = decode_membership(cursor.take(membership_len)?)?;
+    let pads = cursor.rest().len() < 8 && cursor.rest().iter().all(|&byte| byte == 0);
+    (pads && descriptor.shard == shard).then_some(DumpHead { shard, mark, descriptor, membership })
 }
 
 /// A membership as in an entry ([`Membership::encode`]), with nothing after it.
@@ -251,9 +281,8 @@ mod tests {
         let descriptor = pre_split(&[NodeId(1), NodeId(2)], 1, 2).remove(0);
         let membership = descriptor.membership();
         let head = DumpHead { shard: descriptor.shard, mark: Mark::new(3, 17), descriptor, membership };
-        let file = DumpFile::new(&head, MemoryStore::new().dump());
-        let mut bytes = vec![0; file.len()];
-        file.encode_into(&mut bytes);
+        let mut bytes = Vec::new();
+        Box::new(DumpFile::new(&head, MemoryStore::new().dump())).write(&mut bytes).unwrap();
         (head, Bytes::from(bytes))
     }
 
@@ -266,15 +295,16 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_any_length_sum_up_to_the_whole() {
-        let (_, bytes) = sample();
+    fn parts_of_any_length_come_to_the_whole() {
+        let (head, bytes) = sample();
+        let whole = open_dump(&bytes).unwrap().1;
         for first in 0..bytes.len() {
             for second in [first, first + 3, first + 9].map(|at| at.min(bytes.len())) {
-                let mut sum = FileSum::default();
-                for part in [0..first, first..second, second..bytes.len()].map(|part| bytes.slice(part)) {
-                    sum.add(&part);
-                }
-                assert!(open_summed(&bytes, &sum).is_ok(), "cut at {first} and {second}");
+                let mut reader = DumpReader::new(bytes.len() as u64);
+                let parts = [0..first, first..second, second..bytes.len()].map(|part| bytes.slice(part));
+                let body: Vec<u8> = parts.iter().flat_map(|part| reader.take(part).unwrap()).collect();
+                assert_eq!((reader.read(), reader.head()), (bytes.len() as u64, Some(&head)));
+                assert_eq!((reader.finish(), body), (Ok(&head), whole.to_vec()), "{first} {second}");
             }
         }
     }
@@ -288,10 +318,19 @@ mod tests {
             assert!(open_dump(&Bytes::from(damaged)).is_err(), "byte {at} flipped");
             assert!(open_dump(&bytes.slice(..at)).is_err(), "cut at {at}");
         }
-        let mut damaged = bytes.to_vec();
-        let last = damaged.len() - 1;
-        damaged[last] ^= 1;
-        assert!(matches!(open_dump(&Bytes::from(damaged)), Err(DumpError::Checksum { .. })));
-        assert_eq!(open_dump(&Bytes::new()), Err(DumpError::NotADump));
+        let longer = Bytes::from([&bytes[..], &[0]].concat());
+        assert!(matches!(open_dump(&longer), Err(DumpError::Checksum { .. })));
+        assert_eq!(open_dump(&Bytes::new()), Err(DumpError::Length { is: 0 }));
+        assert_eq!(open_dump(&bytes.slice(..50)), Err(DumpError::Length { is: 50 }));
+        assert_eq!(open_dump(&Bytes::from_static(b"something else")), Err(DumpError::NotADump));
+    }
+
+    #[test]
+    fn a_head_without_end_is_refused_when_it_begins() {
+        let (_, bytes) = sample();
+        let mut endless = bytes.to_vec();
+        endless[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
+        let mut reader = DumpReader::new(u64::MAX);
+        assert_eq!(reader.take(&Bytes::from(endless).slice(..16)), Err(DumpError::Head));
     }
 }

@@ -1,16 +1,17 @@
 //! The follower's side of a transfer; see `transfer.rs`.
 
-use crate::dump_file::{DumpFile, RawDump, open_summed};
-use crate::ids::CoreAddr;
+use crate::dump_file::{DumpFile, DumpHead, DumpReader, open_dump};
+use crate::ids::{CoreAddr, ShardId};
 use crate::multi_raft::MultiRaft;
 use crate::output::{DumpSave, LogWrite, Output};
 use crate::peer::PeerMessage;
+use crate::replica::Replica;
 use crate::request::{Answer, UnknownReason};
-use crate::state_machine::{Dump, Staged};
-use crate::transfer::{Arrived, INCOMING_MAX, InStage, Incoming, Install};
+use crate::state_machine::{Dump, JobDone};
+use crate::transfer::{Arrived, INCOMING_MAX, InStage, Incoming, Install, IntoFiles, Taking};
 use bytes::Bytes;
 use floe_raft::{Body, LeaderStamp, Mark, Message, ReplicaId, SnapshotInstall, WriteId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU64;
 
 /// Parts asked for at a time.
@@ -36,12 +37,9 @@ impl MultiRaft {
         if self.incoming >= INCOMING_MAX {
             return;
         }
-        let mut buffer = Vec::new();
-        if usize::try_from(len).is_err() || buffer.try_reserve_exact(len as usize).is_err() {
-            return;
-        }
-        let (sum, ahead) = (Box::default(), BTreeMap::new());
-        let stage = InStage::Pulling { buffer, sum, ahead, pulled: 0, heard_at: self.now };
+        let Some(taking) = self.replicas[slot].begin_taking(len) else { return };
+        let (reader, ahead) = (Box::new(DumpReader::new(len)), BTreeMap::new());
+        let stage = InStage::Pulling { reader, taking, ahead, pulled: 0, heard_at: self.now };
         let incoming = Incoming { from, term, generation, mark, len, stage };
         self.replicas[slot].incoming = Some(Box::new(incoming));
         self.incoming += 1;
@@ -66,11 +64,63 @@ impl MultiRaft {
             return self.drop_incoming(slot);
         }
         *heard_at = now;
-        incoming.take_part(offset, data);
-        if incoming.is_whole() {
-            self.save_dump(slot);
-        } else {
-            self.pull(slot);
+        if incoming.take_part(offset, data, shard).is_none() {
+            return self.drop_bad_dump(slot);
+        }
+        self.go_on_taking(slot);
+    }
+
+    /// Parts have come, or were taken in: further ones are asked for, until all are here and in place.
+    fn go_on_taking(&mut self, slot: usize) {
+        let Some(incoming) = self.replicas[slot].incoming.as_mut() else { return };
+        let len = incoming.len;
+        let InStage::Pulling { reader, taking, .. } = &mut incoming.stage else { return };
+        let is_whole = reader.read() == len;
+        match taking {
+            Taking::Whole(_) if is_whole => self.save_whole(slot),
+            Taking::Files(files) if files.job.is_none() && (is_whole || !files.waiting.is_empty()) => {
+                self.take_next(slot);
+            }
+            _ => {}
+        }
+        self.pull(slot);
+    }
+
+    /// The next part of a dump goes into the machine's files, or all have gone: then they are made durable, if they are what
+    /// the leader sent.
+    fn take_next(&mut self, slot: usize) {
+        let replica = &mut self.replicas[slot];
+        let (shard, id) = (replica.shard, replica.id);
+        let Some(incoming) = replica.incoming.as_mut() else { return };
+        let InStage::Pulling { reader, taking: Taking::Files(files), .. } = &mut incoming.stage else {
+            return;
+        };
+        let (ends_at, job) = match (files.waiting.pop_front(), reader.finish()) {
+            (Some((ends_at, part)), _) => (ends_at, files.stage.take(part)),
+            (None, Ok(head)) => (incoming.len, files.stage.finish(head)),
+            (None, Err(_)) => return self.drop_bad_dump(slot),
+        };
+        files.job = Some((self.jobs.stage(shard, id, job, &mut self.outbox), ends_at));
+    }
+
+    /// A part of a dump is in the machine's files, or couldn't be put there; or all of it lies there, and is named.
+    pub(crate) fn part_taken(&mut self, token: u64, slot: usize, done: Result<JobDone, String>) {
+        let Some(incoming) = self.replicas[slot].incoming.as_mut() else { return };
+        let InStage::Pulling { reader, taking: Taking::Files(files), heard_at, .. } = &mut incoming.stage
+        else {
+            return;
+        };
+        let Some((_, ends_at)) = files.job.take_if(|(job, _)| *job == token) else { return };
+        files.taken = ends_at;
+        *heard_at = self.now;
+        match done {
+            Ok(JobDone::Staged(body)) => {
+                let head = reader.head().expect("it was read before all was staged").clone();
+                let data = Box::new(DumpFile::new(&head, Box::new(body.clone())));
+                self.save_dump(slot, data, (head, body), None);
+            }
+            Ok(_) => self.go_on_taking(slot),
+            Err(_) => self.drop_incoming(slot),
         }
     }
 
@@ -80,8 +130,9 @@ impl MultiRaft {
         let Some(incoming) = self.replicas[slot].incoming.as_mut() else { return };
         let (from, generation, total) = (incoming.from, incoming.generation, incoming.len);
         let mut wanted = Vec::new();
-        if let InStage::Pulling { buffer, pulled, .. } = &mut incoming.stage {
-            while *pulled < total && *pulled - (buffer.len() as u64) < PULLS_IN_FLIGHT * chunk {
+        if let InStage::Pulling { reader, taking, pulled, .. } = &mut incoming.stage {
+            let done_to = taking.done_to(reader.read());
+            while *pulled < total && *pulled - done_to < PULLS_IN_FLIGHT * chunk {
                 let len = chunk.min(total - *pulled);
                 wanted.push((*pulled, len as u32));
                 *pulled += len;
@@ -109,27 +160,41 @@ impl MultiRaft {
     }
 
     /// All parts are here. What isn't exactly what the leader offered is dropped; it will offer again.
-    fn save_dump(&mut self, slot: usize) {
-        let replica = &mut self.replicas[slot];
-        let Some(incoming) = replica.incoming.as_mut() else { return };
-        let InStage::Pulling { buffer, sum, .. } = &mut incoming.stage else { return };
+    fn save_whole(&mut self, slot: usize) {
+        let Some(incoming) = self.replicas[slot].incoming.as_mut() else { return };
+        let InStage::Pulling { taking: Taking::Whole(buffer), .. } = &mut incoming.stage else { return };
         let bytes = Bytes::from(std::mem::take(buffer));
-        let opened = open_summed(&bytes, sum);
-        let Some((head, body)) =
-            opened.ok().filter(|(head, _)| head.shard == replica.shard && head.mark == incoming.mark)
-        else {
-            self.stats.bad_dumps += 1;
-            return self.drop_incoming(slot);
-        };
-        let saved_as = replica.generation_next;
-        replica.generation_next += 1;
-        let (data, body, dump_len): (Box<dyn Dump>, _, _) = match replica.machine.stage(&head, &body) {
-            Some(Staged { dump, body }) => (Box::new(DumpFile::new(&head, dump)), body, None),
-            None => (Box::new(RawDump(bytes)), body, NonZeroU64::new(incoming.len)),
-        };
-        incoming.stage = InStage::Saving(Arrived { saved_as, head: Box::new(head), body, dump_len });
+        let Ok(opened) = open_dump(&bytes) else { return self.drop_bad_dump(slot) };
+        let len = NonZeroU64::new(incoming.len);
+        self.save_dump(slot, Box::new(bytes), opened, len);
+    }
+
+    /// A dump is whole and right: it is saved under a number of this replica's own.
+    fn save_dump(
+        &mut self,
+        slot: usize,
+        data: Box<dyn Dump>,
+        (head, body): (DumpHead, Bytes),
+        dump_len: Option<NonZeroU64>,
+    ) {
+        let replica = &mut self.replicas[slot];
+        let saved_as = replica.take_generation();
         let (shard, id) = (replica.shard, replica.id);
-        self.outbox.dump_saves.push(DumpSave { shard, replica: id, generation: saved_as, data });
+        let incoming = replica.incoming.as_mut().expect("it has just arrived");
+        incoming.stage = InStage::Saving(Arrived { saved_as, head: Box::new(head), body, dump_len });
+        self.outbox.dump_saves.push(DumpSave {
+            shard,
+            replica: id,
+            generation: saved_as,
+            data,
+            is_long: false,
+        });
+    }
+
+    /// What came is not what was offered; the leader will offer again.
+    fn drop_bad_dump(&mut self, slot: usize) {
+        self.stats.bad_dumps += 1;
+        self.drop_incoming(slot);
     }
 
     /// A transferred dump was saved, or couldn't be: Raft is told, or the transfer given up.
@@ -176,9 +241,7 @@ impl MultiRaft {
     pub(crate) fn drop_incoming(&mut self, slot: usize) {
         if let Some(incoming) = self.replicas[slot].incoming.take() {
             self.incoming -= 1;
-            if incoming.has_generation() {
-                self.replicas[slot].machine.unstage();
-            }
+            self.replicas[slot].machine.unstage();
             // One that is being saved is removed when that is reported.
             if let InStage::Staged(arrived) = incoming.stage {
                 self.push_remove(slot, arrived.saved_as);
@@ -266,27 +329,42 @@ impl MultiRaft {
             self.remove_dump(slot, before);
         }
         self.stats.installs += 1;
-        self.want_files(slot);
         self.send_pull(slot, from, generation, len, 0);
     }
 }
 
+impl Replica {
+    /// Where the parts of a dump of `len` bytes are going to go; `None` = there is no room.
+    fn begin_taking(&mut self, len: u64) -> Option<Taking> {
+        if self.machine.has_files() {
+            let (stage, waiting) = (self.machine.stage(), VecDeque::new());
+            return Some(Taking::Files(IntoFiles { stage, waiting, job: None, taken: 0 }));
+        }
+        let mut buffer = Vec::new();
+        buffer.try_reserve_exact(usize::try_from(len).ok()?).ok()?;
+        Some(Taking::Whole(buffer))
+    }
+}
+
 impl Incoming {
-    /// Takes in a part; one that is ahead of its turn waits, one that is here already is dropped.
-    fn take_part(&mut self, offset: u64, data: Bytes) {
-        let InStage::Pulling { buffer, sum, ahead, .. } = &mut self.stage else { return };
-        if offset < buffer.len() as u64 {
-            return;
+    /// Takes in a part; one that is ahead of its turn waits, one that is here already is dropped. `None` = it isn't what
+    /// was offered.
+    fn take_part(&mut self, offset: u64, data: Bytes, shard: ShardId) -> Option<()> {
+        let InStage::Pulling { reader, taking, ahead, .. } = &mut self.stage else { return Some(()) };
+        if offset < reader.read() {
+            return Some(());
         }
         ahead.insert(offset, data);
-        while let Some(data) = ahead.remove(&(buffer.len() as u64)) {
-            sum.add(&data);
-            buffer.extend_from_slice(&data);
+        while let Some(data) = ahead.remove(&reader.read()) {
+            let of_body = reader.take(&data).ok()?;
+            match taking {
+                Taking::Whole(buffer) => buffer.extend_from_slice(&data),
+                Taking::Files(_) if of_body.is_empty() => {}
+                Taking::Files(files) => files.waiting.push_back((reader.read(), of_body)),
+            }
         }
-    }
-
-    fn is_whole(&self) -> bool {
-        matches!(&self.stage, InStage::Pulling { buffer, .. } if buffer.len() as u64 == self.len)
+        let is_offered = |head: &DumpHead| head.shard == shard && head.mark == self.mark;
+        reader.head().is_none_or(is_offered).then_some(())
     }
 
     /// Whether it has a number among this replica's dumps: it is being saved, or was.

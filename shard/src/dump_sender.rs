@@ -4,9 +4,10 @@ use crate::config::DUMP_PULL_BYTES_MAX;
 use crate::multi_raft::MultiRaft;
 use crate::output::DumpRead;
 use crate::peer::PeerMessage;
+use crate::replica::Base;
 use crate::transfer::{OutStage, Outgoing, ReadOfDump};
 use bytes::Bytes;
-use floe_raft::ReplicaId;
+use floe_raft::{Mark, ReplicaId};
 
 /// Parts of a dump being read for one follower; further pulls are dropped, and asked for again.
 const READS_MAX: usize = 4;
@@ -32,7 +33,8 @@ impl MultiRaft {
         self.send_chunk(slot, to, generation, offset, data);
     }
 
-    /// A follower needs the state: offers the newest dump if the log goes on from there, else makes one.
+    /// A follower needs the state: offers the newest dump if the log goes on from there, else makes one. (A machine with
+    /// files has none that is good for others.)
     pub(crate) fn feed_dump(&mut self, slot: usize, to: ReplicaId) {
         if let Some(at) = self.replicas[slot].work.outgoing.iter().position(|outgoing| outgoing.to == to) {
             self.end_outgoing_at(slot, at, None);
@@ -46,28 +48,31 @@ impl MultiRaft {
         let has_dump = replica.base.dump_len.is_some();
         self.watched.insert(slot);
         if has_dump && reaches_log {
-            self.offer_or_give_up(slot, true);
+            self.offer_base_or_give_up(slot);
         } else {
             self.want_flush(slot);
         }
     }
 
-    /// A dump was made, or couldn't be: whoever waits for it is offered it, or given up for now.
-    pub(crate) fn offer_or_give_up(&mut self, slot: usize, has_dump: bool) {
+    /// Whoever waits for a dump is offered the one that the log names, if it is good for others, or given up for now.
+    pub(crate) fn offer_base_or_give_up(&mut self, slot: usize) {
+        let Base { generation, flushed, dump_len, .. } = self.replicas[slot].base;
+        self.offer_or_give_up(slot, dump_len.map(|len| (generation, flushed, len.get())));
+    }
+
+    /// Whoever waits for a dump is offered this one (number, mark, length), or given up for now.
+    pub(crate) fn offer_or_give_up(&mut self, slot: usize, dump: Option<(u64, Mark, u64)>) {
         let awaits = |outgoing: &Outgoing| matches!(outgoing.stage, OutStage::AwaitsFlush);
         while let Some(at) = self.replicas[slot].work.outgoing.iter().position(awaits) {
-            if has_dump {
-                self.offer(slot, at);
-            } else {
-                self.end_outgoing_at(slot, at, Some(false));
+            match dump {
+                Some(dump) => self.offer(slot, at, dump),
+                None => self.end_outgoing_at(slot, at, Some(false)),
             }
         }
     }
 
-    fn offer(&mut self, slot: usize, at: usize) {
+    fn offer(&mut self, slot: usize, at: usize, (generation, mark, len): (u64, Mark, u64)) {
         let replica = &mut self.replicas[slot];
-        let (generation, mark) = (replica.base.generation, replica.base.flushed);
-        let len = replica.base.dump_len.expect("offered only once its length is known").get();
         let to = replica.work.outgoing[at].to;
         replica.work.outgoing[at].stage = OutStage::Offered { generation, mark, len, heard_at: self.now };
         let Some(addr) = replica.route(to) else {

@@ -2,7 +2,8 @@
 //!
 //! A machine with files of its own makes its state durable in them instead, and its dump only names them: it is good
 //! for this node alone, and has no length that could be offered to a follower (`base.dump_len`). When a follower
-//! needs one, the next dump is a whole one.
+//! needs one, a whole dump is made for it, which no record names: it goes when the follower has it, or with the process.
+//! That takes as long as the state is large, so such dumps have a queue of their own, and no other shard's flush waits.
 //!
 //! A picture of the state is taken at the applied mark and saved in the background; when it is durable, a
 //! `TruncatePrefix` record names it, and the log in memory is dropped as far as nobody needs it. The dump
@@ -27,6 +28,8 @@ const RESET_BYTES_MAX: usize = 1 << 20;
 const RESETS_PER_PASS: usize = 256;
 /// Bytes of log after which a pass copies no further shard.
 const RESET_BYTES_PER_PASS: usize = 4 << 20;
+/// Whole dumps of machines with files that are made at a time.
+const WHOLES_MAX: usize = 1;
 /// Pause after a dump that couldn't be saved.
 const RETRY_AFTER_NS: Nanos = 1_000_000_000;
 
@@ -36,7 +39,7 @@ pub(crate) struct Flush {
     /// Applied since the mark of the last dump.
     pub(crate) unflushed_bytes: usize,
     pub(crate) running: Option<Box<RunningFlush>>,
-    /// It is in the core's queue.
+    /// It is in one of the core's queues.
     pub(crate) queued: bool,
     /// Not before this time, after a failure.
     pub(crate) not_before: Nanos,
@@ -53,8 +56,18 @@ pub(crate) struct RunningFlush {
     descriptor: Bytes,
     /// Of `unflushed_bytes`, what the dump covers.
     covered_bytes: usize,
-    /// Good for a follower, too.
-    is_whole: bool,
+    what: What,
+}
+
+/// What kind of dump is made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// The whole state, of a machine without files: the log names it, and followers take it.
+    State,
+    /// The names of files.
+    Names,
+    /// The whole state, of a machine with files: for followers alone.
+    ForFollowers,
 }
 
 impl MultiRaft {
@@ -66,15 +79,14 @@ impl MultiRaft {
         generation: u64,
         ok: Result<u64, String>,
     ) {
-        let slot = self.slots.get(&shard).copied().filter(|&slot| self.replicas[slot].id == replica);
-        let Some(slot) = slot else {
+        let Some(slot) = self.slot_of(shard, replica) else {
             // Of a replica that was destroyed meanwhile: nothing will ever name it.
             return self.outbox.dump_removes.push(DumpRemove { shard, replica, generation });
         };
         let flush = &mut self.replicas[slot].flush;
         match flush.running.take_if(|running| running.generation == generation) {
             Some(running) => {
-                self.dumps_running -= 1;
+                *self.running_count(running.what) -= 1;
                 self.replicas[slot].machine.flush_ended();
                 self.finish_flush(slot, *running, ok);
             }
@@ -135,33 +147,56 @@ impl MultiRaft {
     }
 
     pub(crate) fn want_flush(&mut self, slot: usize) {
-        let flush = &mut self.replicas[slot].flush;
-        if !flush.queued && flush.running.is_none() {
-            flush.queued = true;
-            self.flush_queue.push_back(slot);
+        let replica = &mut self.replicas[slot];
+        if !replica.flush.queued && replica.flush.running.is_none() {
+            replica.flush.queued = true;
+            let is_whole = replica.machine.has_files() && replica.awaits_dump();
+            let queue = if is_whole { &mut self.whole_queue } else { &mut self.flush_queue };
+            queue.push_back(slot);
         }
+    }
+
+    fn may_start_whole(&self) -> bool {
+        self.wholes_running < WHOLES_MAX && !self.whole_queue.is_empty()
     }
 
     pub(crate) fn may_start_flush(&self) -> bool {
         self.dumps_running < self.config.dumps_in_flight && !self.flush_queue.is_empty()
+            || self.may_start_whole()
     }
 
     pub(crate) fn start_flushes(&mut self, out: &mut Output) {
         while self.may_start_flush() {
-            let Some(slot) = self.flush_queue.pop_front() else { return };
-            let replica = &mut self.replicas[slot];
-            replica.flush.queued = false;
-            // A transferred dump that is on its way in has its number already, and must stay the newest.
-            let may = replica.takes_part()
-                && replica.install.is_none()
-                && !replica.incoming.as_ref().is_some_and(|incoming| incoming.has_generation())
-                && replica.applied.index > 0;
-            if may {
-                out.dump_saves.push(replica.start_flush());
-                self.dumps_running += 1;
-            } else {
-                self.offer_or_give_up(slot, false);
+            let is_whole = self.may_start_whole();
+            let queue = if is_whole { &mut self.whole_queue } else { &mut self.flush_queue };
+            let Some(slot) = queue.pop_front() else { return };
+            self.replicas[slot].flush.queued = false;
+            let replica = &self.replicas[slot];
+            if !replica.may_flush() || is_whole && !replica.awaits_dump() {
+                self.offer_or_give_up(slot, None);
+                continue;
             }
+            let what = match self.replicas[slot].machine.has_files() {
+                false => What::State,
+                true if is_whole => What::ForFollowers,
+                true => What::Names,
+            };
+            out.dump_saves.push(self.replicas[slot].start_flush(what));
+            *self.running_count(what) += 1;
+        }
+    }
+
+    /// The replica goes: nobody waits for its dump any more.
+    pub(crate) fn forget_flush(&mut self, slot: usize) {
+        if let Some(running) = self.replicas[slot].flush.running.take() {
+            *self.running_count(running.what) -= 1;
+        }
+    }
+
+    fn running_count(&mut self, what: What) -> &mut usize {
+        match what {
+            What::ForFollowers => &mut self.wholes_running,
+            What::State | What::Names => &mut self.dumps_running,
         }
     }
 
@@ -174,24 +209,28 @@ impl MultiRaft {
         let Ok(len) = ok else {
             replica.flush.not_before = self.now.saturating_add(RETRY_AFTER_NS);
             self.push_remove(slot, running.generation);
-            return self.offer_or_give_up(slot, false);
+            return self.offer_or_give_up(slot, None);
         };
+        if running.what == What::ForFollowers {
+            return self.hand_out(slot, running.generation, running.mark, len);
+        }
         replica.name_dump(running, len);
         if std::mem::take(&mut replica.flush.reset_after) && replica.install.is_none() {
             replica.write_reset();
         }
         replica.maybe_compact(Some(self.config.log_bytes_max));
         if replica.base.dump_len.is_some() {
-            self.offer_or_give_up(slot, true);
-            self.want_files(slot);
+            self.offer_base_or_give_up(slot);
         } else if replica.awaits_dump() {
             self.want_flush(slot);
         }
     }
 
-    /// The base is a whole dump, which a restart would have to read all of: a machine with files flushes into them.
-    pub(crate) fn want_files(&mut self, slot: usize) {
-        if self.replicas[slot].machine.unflushed_bytes() > 0 {
+    /// A dump that no record names was made for followers: it goes with the last of them that takes it.
+    fn hand_out(&mut self, slot: usize, generation: u64, mark: Mark, len: u64) {
+        self.offer_or_give_up(slot, Some((generation, mark, len)));
+        self.remove_dump(slot, generation);
+        if std::mem::take(&mut self.replicas[slot].flush.reset_after) {
             self.want_flush(slot);
         }
     }
@@ -218,7 +257,15 @@ impl MultiRaft {
 }
 
 impl Replica {
-    fn start_flush(&mut self) -> DumpSave {
+    /// A transferred dump that is on its way in has its number already, and must stay the newest.
+    fn may_flush(&self) -> bool {
+        self.takes_part()
+            && self.install.is_none()
+            && !self.incoming.as_ref().is_some_and(|incoming| incoming.has_generation())
+            && self.applied.index > 0
+    }
+
+    fn start_flush(&mut self, what: What) -> DumpSave {
         let generation = self.take_generation();
         let mark = self.dump_mark();
         let membership = self.raft.membership_at(self.applied.index).clone();
@@ -230,17 +277,17 @@ impl Replica {
             self.descriptor
         );
         let head = DumpHead { shard: self.shard, mark, descriptor: self.descriptor.clone(), membership };
-        let by_name = if self.awaits_dump() { None } else { self.machine.flush(&head) };
-        let is_whole = by_name.is_none();
-        let data = Box::new(DumpFile::new(&head, by_name.unwrap_or_else(|| self.machine.dump())));
+        let body = if what == What::Names { self.machine.flush(&head) } else { self.machine.dump() };
+        let data = Box::new(DumpFile::new(&head, body));
         self.flush.running = Some(Box::new(RunningFlush {
             generation,
             mark,
             descriptor: self.descriptor.encode(),
             covered_bytes: self.flush.unflushed_bytes,
-            is_whole,
+            what,
         }));
-        DumpSave { shard: self.shard, replica: self.id, generation, data }
+        let is_long = what == What::ForFollowers;
+        DumpSave { shard: self.shard, replica: self.id, generation, data, is_long }
     }
 
     /// Where the state that is dumped stands.
@@ -254,11 +301,11 @@ impl Replica {
 
     /// The dump is durable: from now on it is the shard's base.
     fn name_dump(&mut self, running: RunningFlush, len: u64) {
-        let RunningFlush { generation, mark, descriptor, covered_bytes, is_whole } = running;
+        let RunningFlush { generation, mark, descriptor, covered_bytes, what } = running;
         let before = std::mem::replace(&mut self.base.generation, generation);
         self.base.flushed = mark;
         self.set_base_descriptor(descriptor);
-        self.base.dump_len = NonZeroU64::new(len).filter(|_| is_whole);
+        self.base.dump_len = NonZeroU64::new(len).filter(|_| what == What::State);
         self.flush.unflushed_bytes -= covered_bytes;
         self.flush.copied = false;
         let record =

@@ -16,6 +16,8 @@ enum Waits {
     Command { shard: ShardId, replica: ReplicaId },
     /// A caller, with this query to the state that it is read from, if that can go on being read.
     Read { id: RequestId, query: Query, state: Option<StateView> },
+    /// A replica that takes a dump in, with the next part.
+    Part { shard: ShardId, replica: ReplicaId },
     /// Nobody.
     Nobody,
 }
@@ -29,9 +31,22 @@ pub(crate) struct Jobs {
 
 impl Jobs {
     fn start(&mut self, waits: Waits, job: Job, outbox: &mut Outbox) {
-        self.waiting.insert(self.next, waits);
-        outbox.jobs.push((self.next, job));
+        let token = self.await_by(waits);
+        outbox.jobs.push((token, job));
+    }
+
+    /// A number for a job.
+    fn await_by(&mut self, waits: Waits) -> u64 {
         self.next += 1;
+        self.waiting.insert(self.next, waits);
+        self.next
+    }
+
+    /// A part of a dump goes into the files of a replica's machine; the job's number.
+    pub(crate) fn stage(&mut self, shard: ShardId, replica: ReplicaId, job: Job, outbox: &mut Outbox) -> u64 {
+        let token = self.await_by(Waits::Part { shard, replica });
+        outbox.stagings.push((token, job));
+        token
     }
 
     /// The replica's next command waits for something that isn't in memory.
@@ -67,21 +82,28 @@ impl MultiRaft {
     pub fn free(&mut self, states: Vec<StateView>) {
         let job = Box::new(move || {
             drop(states);
-            Ok(JobDone::Fetched)
+            Ok(JobDone::Done)
         });
         self.jobs.start(Waits::Nobody, job, &mut self.outbox);
     }
 
-    /// A job of [`crate::Output::jobs`] is done, or can't be: then a read is refused, and a replica whose command
-    /// waited for it takes part no more.
+    /// A job of [`crate::Output::jobs`] or [`crate::Output::stagings`] is done, or can't be: then a read is refused, a replica
+    /// whose command waited for it takes part no more, and a dump that was coming is given up.
     pub fn job_done(&mut self, token: u64, done: Result<JobDone, String>) {
         match self.jobs.waiting.remove(&token) {
             Some(Waits::Command { shard, replica }) => self.fetched(shard, replica, done),
             Some(Waits::Nobody) => {}
+            Some(Waits::Part { shard, replica }) => {
+                // Without a replica: it was destroyed meanwhile.
+                if let Some(slot) = self.slot_of(shard, replica) {
+                    self.part_taken(token, slot, done);
+                    self.touch(slot);
+                }
+            }
             Some(Waits::Read { id, query, state }) => {
                 let answer = match done {
                     Ok(JobDone::Read(found)) => found.into_answer(&query, || state),
-                    Ok(JobDone::Fetched) => panic!("a read was answered by a fetch"),
+                    Ok(other) => panic!("a read was answered by {other:?}"),
                     Err(reason) => Answer::Refused(Refusal::Unavailable { reason }),
                 };
                 self.stats.reads += 1;
@@ -92,9 +114,8 @@ impl MultiRaft {
     }
 
     fn fetched(&mut self, shard: ShardId, replica: ReplicaId, done: Result<JobDone, String>) {
-        let slot = self.slots.get(&shard).copied().filter(|&slot| self.replicas[slot].id == replica);
         // Without one: it was destroyed meanwhile.
-        let Some(slot) = slot else { return };
+        let Some(slot) = self.slot_of(shard, replica) else { return };
         let replica = &mut self.replicas[slot];
         replica.fetching = false;
         if let Err(why) = done {

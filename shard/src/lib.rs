@@ -131,7 +131,7 @@ pub use request::{
 pub use row_tree::RowTree;
 pub use shard_map::{ShardMap, pre_split};
 pub use state_machine::{
-    BadPayload, CommandResult, Dump, Job, JobDone, Pressure, QueryResult, Staged, StateMachine, View,
+    BadPayload, CommandResult, Dump, Job, JobDone, Pressure, QueryResult, Stage, StateMachine, View,
 };
 pub use status::{ShardStatus, Stats};
 pub use stored_key::StoredKey;

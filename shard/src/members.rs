@@ -358,13 +358,11 @@ impl MultiRaft {
         self.forget_quiet(slot);
         self.end_outgoing(slot);
         self.drop_incoming(slot);
+        self.forget_flush(slot);
         let replica = &mut self.replicas[slot];
         assert!(replica.install.is_none(), "{}: leaves while a snapshot is installed", replica.shard);
         replica.stage = Stage::Leaving;
         let lowest_replica = replica.id.get() + 1;
-        if replica.flush.running.take().is_some() {
-            self.dumps_running -= 1;
-        }
         let record = LogWrite::Tombstone { shard: replica.shard, lowest_replica };
         replica.work.own_records.clear();
         replica.write_own(record, Some(OnDurable::Leave));

@@ -6,11 +6,11 @@
 //!
 //! ```text
 //! body of a dump:
-//!  0  magic "FLOEMEM1"
+//!  0  magic "FLOEMEM2"
 //!  8  rows u64
-//! 16  CRC-64/NVME over all that follows
-//! 24  rows x { key_len u32, value_len u32, version u64, key, value }, keys ascending
+//! 16  rows x { key_len u32, value_len u32, version u64, key, value }, keys ascending
 //! ```
+//! Whether they are the bytes that were written is said by the dump's file, which has a checksum.
 //!
 //! Invariant: `hash` is the wrapping sum of the rows' hashes and `bytes` that of their sizes, so both cost
 //! nothing to ask for; the sum doesn't depend on the order in which rows came.
@@ -27,11 +27,10 @@ use crate::stored_key::StoredKey;
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, checksum};
 use floe_raft::{Mark, Planted, is_planted};
+use std::io::{self, Write};
 use std::sync::Arc;
 
-const MAGIC: &[u8; 8] = b"FLOEMEM1";
-const HEAD_BYTES: usize = 24;
-const ROW_HEAD_BYTES: usize = 16;
+const MAGIC: &[u8; 8] = b"FLOEMEM2";
 /// What a row costs in memory besides its bytes, roughly.
 const ROW_OVERHEAD_BYTES: u64 = 128;
 
@@ -121,10 +120,7 @@ impl MemoryStore {
         if &cursor.array::<8>()? != MAGIC {
             return None;
         }
-        let (count, crc) = (cursor.u64()?, cursor.u64()?);
-        if checksum(CrcAlgorithm::Crc64Nvme, cursor.rest()) != crc && !is_planted(Planted::DumpNotChecked) {
-            return None;
-        }
+        let count = cursor.u64()?;
         for _ in 0..count {
             let (key, value) = (cursor.len32()?, cursor.len32()?);
             let version = cursor.u64()?;
@@ -152,17 +148,15 @@ impl StateMachine for MemoryStore {
         Some(Arc::new(self.rows.clone()))
     }
 
-    /// Shares the rows: what is written before the dump is encoded copies what it touches.
+    /// Shares the rows: what is put before the dump is written copies what it touches.
     fn dump(&self) -> Box<dyn Dump> {
         let mut rows = self.rows.clone();
-        let mut len = HEAD_BYTES + self.bytes as usize + self.rows.len() * ROW_HEAD_BYTES;
         if is_planted(Planted::DumpLosesRow)
-            && let Some((key, slot)) = self.rows.last()
+            && let Some((key, _)) = self.rows.last()
         {
-            len -= ROW_HEAD_BYTES + key.len() + slot.value.len();
             rows.remove(key);
         }
-        Box::new(Picture { rows, len })
+        Box::new(Picture(rows))
     }
 
     fn restore(&mut self, dump: &Bytes) -> Result<(), BadPayload> {
@@ -184,38 +178,33 @@ impl StateMachine for MemoryStore {
 }
 
 /// The rows at one moment.
-struct Picture {
-    rows: RowTree<Slot>,
-    len: usize,
-}
+struct Picture(RowTree<Slot>);
 
 impl Dump for Picture {
-    fn len(&self) -> usize {
-        self.len
-    }
-
-    fn encode_into(&self, buffer: &mut [u8]) {
-        assert_eq!(buffer.len(), self.len, "a dump is encoded into exactly its length");
-        let (head, mut rest) = buffer.split_at_mut(HEAD_BYTES);
-        let mut write = |bytes: &[u8]| {
-            let (now, later) = std::mem::take(&mut rest).split_at_mut(bytes.len());
-            now.copy_from_slice(bytes);
-            rest = later;
-        };
-        self.rows.visit(&StoredKey::new(b""), None, false, &mut |key, slot| {
-            write(&(key.len() as u32).to_le_bytes());
-            write(&(slot.value.len() as u32).to_le_bytes());
-            write(&slot.version.to_le_bytes());
-            key.write_to(&mut write);
-            write(&slot.value);
-            true
+    fn write(self: Box<Self>, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(MAGIC)?;
+        out.write_all(&(self.0.len() as u64).to_le_bytes())?;
+        let mut result = Ok(());
+        self.0.visit(&StoredKey::new(b""), None, false, &mut |key, slot| {
+            result = write_row(out, key, slot);
+            result.is_ok()
         });
-        assert!(rest.is_empty(), "{} bytes of a dump's length are not accounted for", rest.len());
-        head[..8].copy_from_slice(MAGIC);
-        head[8..16].copy_from_slice(&(self.rows.len() as u64).to_le_bytes());
-        let crc = checksum(CrcAlgorithm::Crc64Nvme, &buffer[HEAD_BYTES..]);
-        buffer[16..24].copy_from_slice(&crc.to_le_bytes());
+        result
     }
+}
+
+fn write_row(out: &mut dyn Write, key: &StoredKey, slot: &Slot) -> io::Result<()> {
+    out.write_all(&(key.len() as u32).to_le_bytes())?;
+    out.write_all(&(slot.value.len() as u32).to_le_bytes())?;
+    out.write_all(&slot.version.to_le_bytes())?;
+    let mut written = Ok(());
+    key.write_to(|part| {
+        if written.is_ok() {
+            written = out.write_all(part);
+        }
+    });
+    written?;
+    out.write_all(&slot.value)
 }
 
 /// [`StateMachine::check`] of every machine whose commands are [`crate::WriteBatch`]es.
@@ -356,23 +345,30 @@ mod tests {
     }
 
     #[test]
-    fn a_dump_brings_back_the_state_and_a_damaged_one_an_empty_one() {
+    fn a_dump_brings_back_the_state_and_what_is_none_an_empty_one() {
         let mut store = MemoryStore::new();
         put(&mut store, 1, "a", "1");
         put(&mut store, 2, "b", "22");
         let picture = store.dump();
         put(&mut store, 3, "b", "later");
-        let mut bytes = vec![0; picture.len()];
-        picture.encode_into(&mut bytes);
+        let mut bytes = Vec::new();
+        picture.write(&mut bytes).unwrap();
         let mut restored = MemoryStore::new();
         restored.restore(&Bytes::from(bytes.clone())).unwrap();
         let row = View::get(&restored.rows, b"b").unwrap().unwrap();
         assert_eq!((row.version, &row.value[..]), (2, &b"22"[..]));
+        let refuses = |bytes: Vec<u8>, restored: &mut MemoryStore| {
+            let is_refused = restored.restore(&Bytes::from(bytes)).is_err();
+            is_refused && restored.is_empty() && restored.state_hash() == 0
+        };
         for at in 0..bytes.len() {
+            assert!(refuses(bytes[..at].to_vec(), &mut restored), "cut at {at}");
+        }
+        // Magic, number and lengths.
+        for at in 0..24 {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1;
-            assert!(restored.restore(&Bytes::from(damaged)).is_err(), "byte {at}");
-            assert!(restored.is_empty() && restored.state_hash() == 0);
+            assert!(refuses(damaged, &mut restored), "byte {at}");
         }
     }
 

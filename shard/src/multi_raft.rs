@@ -24,7 +24,7 @@ use crate::state_machine::{Job, StateMachine};
 use crate::status::Stats;
 use crate::timers::Timers;
 use crate::transfer::ReadOfDump;
-use floe_raft::{HardState, Index, Nanos, Raft, Ready, Restored, WriteId};
+use floe_raft::{HardState, Index, Nanos, Raft, Ready, ReplicaId, Restored, WriteId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -70,6 +70,9 @@ pub struct MultiRaft {
     /// Slots that want to be dumped.
     pub(crate) flush_queue: VecDeque<usize>,
     pub(crate) dumps_running: usize,
+    /// Slots of machines with files, of which followers want a whole dump.
+    pub(crate) whole_queue: VecDeque<usize>,
+    pub(crate) wholes_running: usize,
     pub(crate) dump_reads: BTreeMap<u64, ReadOfDump>,
     pub(crate) dump_read_next: u64,
     pub(crate) jobs: Jobs,
@@ -99,6 +102,7 @@ pub(crate) struct Outbox {
     pub(crate) dump_reads: Vec<DumpRead>,
     pub(crate) dump_removes: Vec<DumpRemove>,
     pub(crate) jobs: Vec<(u64, Job)>,
+    pub(crate) stagings: Vec<(u64, Job)>,
     pub(crate) creates: Vec<Descriptor>,
     pub(crate) refused: Vec<RefusedMessage>,
 }
@@ -111,6 +115,7 @@ impl Outbox {
             && self.dump_reads.is_empty()
             && self.dump_removes.is_empty()
             && self.jobs.is_empty()
+            && self.stagings.is_empty()
             && self.creates.is_empty()
             && self.refused.is_empty()
     }
@@ -153,6 +158,8 @@ impl MultiRaft {
             watched: BTreeSet::new(),
             flush_queue: VecDeque::new(),
             dumps_running: 0,
+            whole_queue: VecDeque::new(),
+            wholes_running: 0,
             dump_reads: BTreeMap::new(),
             dump_read_next: 0,
             jobs: Jobs::default(),
@@ -453,6 +460,11 @@ impl MultiRaft {
         if replica.takes_part() {
             self.timers.arm(slot, replica.raft.deadline());
         }
+    }
+
+    /// The slot of this very replica; `None` = it was destroyed.
+    pub(crate) fn slot_of(&self, shard: ShardId, replica: ReplicaId) -> Option<usize> {
+        self.slots.get(&shard).copied().filter(|&slot| self.replicas[slot].id == replica)
     }
 
     /// The slot of a replica that takes part.

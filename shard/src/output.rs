@@ -111,6 +111,8 @@ pub struct DumpSave {
     pub generation: u64,
     /// The whole file's content, checksums included.
     pub data: Box<dyn Dump>,
+    /// It is as long as a shard's state, though a machine with files made it: nothing else should wait for it.
+    pub is_long: bool,
 }
 
 /// A part of a saved dump to be read.
@@ -198,6 +200,8 @@ pub struct Output {
     pub dump_reads: Vec<DumpRead>,
     /// To run in the background; report each with [`crate::MultiRaft::job_done`].
     pub jobs: Vec<(u64, Job)>,
+    /// The same, for parts of dumps on their way into machines' files: they may take long, and no read should wait for them.
+    pub stagings: Vec<(u64, Job)>,
     /// To remove; no report.
     pub dump_removes: Vec<DumpRemove>,
     /// Replicas that an order of their leaders asks for: create each with [`crate::MultiRaft::create`].

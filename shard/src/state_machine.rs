@@ -1,11 +1,15 @@
-//! What a replicated state machine must do. Everything but a [`Job`] and [`Dump::prepare`] is called on the core and
+//! What a replicated state machine must do. Everything but a [`Job`] and [`Dump::write`] is called on the core and
 //! does no I/O; only `restore` may read the machine's own files, at start.
+//!
+//! A machine keeps its state in memory, and then its whole picture is saved from time to time; or it has files of its own
+//! ([`StateMachine::has_files`]), and then it answers `flush` and `stage`, too.
 
 use crate::descriptor::KeyRange;
 use crate::dump_file::DumpHead;
 use crate::request::{Query, Row, Versioned};
 use bytes::Bytes;
 use floe_raft::Mark;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 /// A shard's state. Everything it does must be a function of the commands applied so far.
@@ -43,21 +47,25 @@ pub trait StateMachine: Send {
         None
     }
 
-    /// An immutable picture of the whole state, taken quickly and encoded elsewhere.
+    /// An immutable picture of the whole state, taken quickly and written elsewhere.
     fn dump(&self) -> Box<dyn Dump>;
 
-    /// Makes the state durable in files of the machine's own, together with `head`, which says where it stands: in
-    /// [`Dump::prepare`]. The dump merely names them, for this node; what an earlier dump named may go once this one
-    /// is prepared. `None` = the machine has no files, and its whole picture is saved.
-    fn flush(&mut self, _head: &DumpHead) -> Option<Box<dyn Dump>> {
-        None
+    /// Whether the machine keeps its state in files of its own. Never changes.
+    fn has_files(&self) -> bool {
+        false
     }
 
-    /// A whole dump that came from elsewhere, before it takes the place of the state: a machine with files of its own puts
-    /// it into some, in [`Dump::prepare`], together with `head`, so that [`StateMachine::restore`] only has to swap them
-    /// in. `None` = the machine has no files, and the dump is saved as it came.
-    fn stage(&mut self, _head: &DumpHead, _body: &Bytes) -> Option<Staged> {
-        None
+    /// Makes the state durable in the machine's own files, together with `head`, which says where it stands: in
+    /// [`Dump::write`]. The dump merely names them, for this node; what an earlier dump named may go once this one
+    /// is about to be written. Asked for only if there are files.
+    fn flush(&mut self, _head: &DumpHead) -> Box<dyn Dump> {
+        panic!("a machine with files flushes into them")
+    }
+
+    /// A whole dump is about to come from elsewhere: what puts it, part by part, into files that
+    /// [`StateMachine::restore`] only has to swap in. Asked for only if there are files.
+    fn stage(&mut self) -> Box<dyn Stage> {
+        panic!("a machine with files puts dumps into them")
     }
 
     /// What was staged last isn't going to be restored: its files may go, even while they are being written.
@@ -77,7 +85,7 @@ pub trait StateMachine: Send {
         Pressure::None
     }
 
-    /// Replaces the whole state by a dump's bytes, or by what was staged, which its [`Staged::body`] names.
+    /// Replaces the whole state by a dump's bytes; a machine with files, by those that they name.
     ///
     /// # Errors
     /// The bytes are not a dump, or name files that don't hold what they should; the state is then empty.
@@ -119,10 +127,12 @@ pub type Job = Box<dyn FnOnce() -> Result<JobDone, String> + Send>;
 /// What a [`Job`] brings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobDone {
-    /// What a command waits for is in memory.
-    Fetched,
+    /// What was to be done is: what a command waits for is in memory, a part of a dump is taken in.
+    Done,
     /// What a query found.
     Read(QueryResult),
+    /// The bytes that name the files which a whole dump was put into.
+    Staged(Bytes),
 }
 
 /// A state at one moment, read on any thread; reads may wait for the disk.
@@ -140,31 +150,33 @@ pub trait View: Send + Sync {
     fn read(&self, query: &Query, range: &KeyRange) -> Result<QueryResult, String>;
 }
 
-/// A dump from elsewhere on its way into a machine's own files.
-pub struct Staged {
-    /// Puts it there, and then encodes to `body`.
-    pub dump: Box<dyn Dump>,
-    /// The bytes that name the files.
-    pub body: Bytes,
+/// Puts a whole dump from elsewhere into a machine's own files. One job at a time is under way. When it is dropped, or the
+/// machine is told to [`StateMachine::unstage`], before what it staged is restored, nothing is left of it.
+pub trait Stage: Send {
+    /// The job that takes in the next part of the dump's body; cuts lie anywhere. It brings [`JobDone::Done`]. Of what was
+    /// taken in, a bounded part may lie in memory.
+    fn take(&mut self, part: Bytes) -> Job;
+
+    /// All parts were taken in, and are what was sent: the job that makes them durable, together with `head`. It brings
+    /// [`JobDone::Staged`].
+    fn finish(&mut self, head: &DumpHead) -> Job;
 }
 
-/// A picture of a state, to be encoded on another thread.
+/// A picture of a state, to be written on another thread.
 pub trait Dump: Send {
-    /// Does what has to be durable before the dump is; called once, before the other methods, in the background.
+    /// Does what has to be durable before the dump is, then writes it in pieces of any length. Takes memory for a few
+    /// pieces, however large the state is.
     ///
     /// # Errors
-    /// It can't be done now; nothing is saved, and the flush is tried again later.
-    fn prepare(&mut self) -> Result<(), String> {
-        Ok(())
+    /// That of `out`; or it can't be done now: nothing is saved, and the dump is tried again later.
+    fn write(self: Box<Self>, out: &mut dyn Write) -> io::Result<()>;
+}
+
+/// Bytes that are a dump already.
+impl Dump for Bytes {
+    fn write(self: Box<Self>, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(&self)
     }
-    /// Exactly how many bytes `encode_into` writes.
-    fn len(&self) -> usize;
-    /// Whether it encodes to nothing.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-    /// Fills `buffer`, whose length is exactly `len()`.
-    fn encode_into(&self, buffer: &mut [u8]);
 }
 
 /// A payload that is refused.

@@ -4,10 +4,11 @@
 //! leader                                    follower
 //!   DumpOffer {generation, mark, len}  ->     takes it if it has a slot free
 //!                                      <-     DumpPull {offset, len}, a few in flight
-//!   reads the file, DumpChunk          ->     puts the parts together, checks the whole
-//!                                             saves it under a number of its own; a machine with files of its
-//!                                             own puts it into them first, in the background, and their names are saved
+//!   reads the file, DumpChunk          ->     takes the parts in: a machine with files of its own puts each into
+//!                                             them, in the background; for another one they are put together
 //!                                      <-     DumpPull {offset: 0, len: 0}: still at it (each beat)
+//!                                             checks the whole, saves it, or the names of the files, under a
+//!                                             number of its own
 //!                                             InstallSnapshot into its own Raft, restore,
 //!                                             SnapshotInstall record durable: the commit point
 //!                                      <-     DumpPull {offset: len, len: 0}: I have it
@@ -17,15 +18,17 @@
 //! up after [`PATIENCE`] election timeouts of silence; the leader's Raft then asks again. An empty
 //! chunk says that the dump is gone.
 //!
-//! Bounds: one incoming transfer per shard and [`INCOMING_MAX`] per core. A buffer has the address space that the offer
-//! claims, or the offer is turned down; its memory grows with what arrives.
+//! Bounds: one incoming transfer per shard and [`INCOMING_MAX`] per core. For a machine with files a few parts of each
+//! lie in memory. One without has its whole state there, and the dump beside it until it is swapped in: a buffer has
+//! the address space that the offer claims, or the offer is turned down; its memory grows with what arrives.
 
-use crate::dump_file::{DumpHead, FileSum};
+use crate::dump_file::{DumpHead, DumpReader};
 use crate::multi_raft::MultiRaft;
 use crate::replica::Replica;
+use crate::state_machine::Stage;
 use bytes::Bytes;
 use floe_raft::{Index, Mark, Nanos, ReplicaId, Term, WriteId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU64;
 
 /// Silence, in election timeouts, after which a transfer is given up.
@@ -93,12 +96,37 @@ pub(crate) struct Incoming {
 }
 
 pub(crate) enum InStage {
-    /// Parts are being asked for: contiguous ones are in `buffer`, others wait in `ahead`.
-    Pulling { buffer: Vec<u8>, sum: Box<FileSum>, ahead: BTreeMap<u64, Bytes>, pulled: u64, heard_at: Nanos },
+    /// Parts are being asked for, up to `pulled`; those that are ahead of their turn wait in `ahead`.
+    Pulling {
+        reader: Box<DumpReader>,
+        taking: Taking,
+        ahead: BTreeMap<u64, Bytes>,
+        pulled: u64,
+        heard_at: Nanos,
+    },
     /// It is whole and right, and being saved.
     Saving(Arrived),
     /// It is saved, and Raft has been told.
     Staged(Arrived),
+}
+
+/// Where the parts of a dump go.
+pub(crate) enum Taking {
+    /// All together, the file as it came: for a machine without files.
+    Whole(Vec<u8>),
+    /// Into the machine's own files.
+    Files(IntoFiles),
+}
+
+/// Parts of a dump's body on their way into a machine's files.
+pub(crate) struct IntoFiles {
+    pub(crate) stage: Box<dyn Stage>,
+    /// Parts whose turn has come, and where each ends in the dump's file.
+    pub(crate) waiting: VecDeque<(u64, Bytes)>,
+    /// The job that is under way, and where its part ends.
+    pub(crate) job: Option<(u64, u64)>,
+    /// Up to where parts were taken in.
+    pub(crate) taken: u64,
 }
 
 /// A dump that is whole and right.
@@ -123,6 +151,21 @@ pub(crate) struct Install {
     pub(crate) from: ReplicaId,
     pub(crate) generation: u64,
     pub(crate) len: u64,
+}
+
+impl Taking {
+    /// Whether what is here already keeps the disk busy.
+    fn is_busy(&self) -> bool {
+        matches!(self, Self::Files(IntoFiles { job: Some(_), .. }))
+    }
+
+    /// Up to where the dump's file takes no memory that a part needs any more, if so much was read of it.
+    pub(crate) fn done_to(&self, read: u64) -> u64 {
+        match self {
+            Self::Files(files) if files.job.is_some() || !files.waiting.is_empty() => files.taken,
+            _ => read,
+        }
+    }
 }
 
 impl MultiRaft {
@@ -151,13 +194,14 @@ impl MultiRaft {
 
     fn look_after_incoming(&mut self, slot: usize, before: Nanos) {
         let Some(incoming) = &self.replicas[slot].incoming else { return };
-        match incoming.stage {
-            InStage::Pulling { heard_at, .. } if heard_at < before => self.drop_incoming(slot),
-            InStage::Pulling { .. } => {}
-            InStage::Saving(_) | InStage::Staged(_) => {
-                let (from, generation) = (incoming.from, incoming.generation);
-                self.send_pull(slot, from, generation, 0, 0);
+        let (from, generation) = (incoming.from, incoming.generation);
+        match &incoming.stage {
+            InStage::Pulling { heard_at, taking, .. } if !taking.is_busy() => {
+                if *heard_at < before {
+                    self.drop_incoming(slot);
+                }
             }
+            _ => self.send_pull(slot, from, generation, 0, 0),
         }
     }
 

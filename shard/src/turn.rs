@@ -287,6 +287,7 @@ impl MultiRaft {
         out.dump_reads.append(&mut self.outbox.dump_reads);
         out.dump_removes.append(&mut self.outbox.dump_removes);
         out.jobs.append(&mut self.outbox.jobs);
+        out.stagings.append(&mut self.outbox.stagings);
         out.creates.append(&mut self.outbox.creates);
         out.refused.append(&mut self.outbox.refused);
     }

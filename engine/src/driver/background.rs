@@ -14,10 +14,11 @@ use crate::disk::{
 use crate::mailbox::Mailbox;
 use bytes::Bytes;
 use crossbeam_queue::SegQueue;
+use floe_shard::Dump;
 use parking_lot::Mutex;
 use rkyv::util::AlignedVec;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,17 +56,20 @@ pub(super) struct Background {
 enum Kind {
     /// Names, new segments, reads of files.
     File,
-    /// Flushes and dumps.
+    /// Flushes, and dumps of states in memory.
     Save,
+    /// Whole dumps for followers, and those from leaders.
+    Long,
     /// A state machine's reads.
     Read,
 }
 
 impl Kind {
-    const ALL: [Self; 3] = [Self::File, Self::Save, Self::Read];
+    const ALL: [Self; 4] = [Self::File, Self::Save, Self::Long, Self::Read];
 
     fn of(call: &DiskCall) -> Self {
         match call {
+            DiskCall::Save { is_long: true, .. } | DiskCall::Run { is_long: true, .. } => Self::Long,
             DiskCall::Save { .. } => Self::Save,
             DiskCall::Run { .. } => Self::Read,
             _ => Self::File,
@@ -74,7 +78,7 @@ impl Kind {
 
     fn threads(self) -> usize {
         match self {
-            Self::File => 1,
+            Self::File | Self::Long => 1,
             // One flush at a time is what leaves the disk to the log.
             Self::Save => 1,
             Self::Read => 2,
@@ -251,10 +255,10 @@ impl Disk {
                 (read(&self.path(&path), offset, len).map(DiskDone::Read), NameChange::None)
             }
             DiskCall::Write { path, offset, data } => done(write(&self.path(&path), offset, &*data)),
-            DiskCall::Save { path, data } => {
+            DiskCall::Save { path, data, .. } => {
                 (save(&self.path(&path), data).map(DiskDone::Saved), NameChange::None)
             }
-            DiskCall::Run { job } => {
+            DiskCall::Run { job, .. } => {
                 let failed = |message| DiskError { kind: DiskErrorKind::Io, message };
                 (job().map(DiskDone::Ran).map_err(failed), NameChange::None)
             }
@@ -355,15 +359,10 @@ fn read(path: &Path, offset: u64, len: usize) -> Result<Bytes, DiskError> {
     Ok(Bytes::from_owner(buffer).slice(..have))
 }
 
-fn encoded(data: &dyn Recipe) -> Vec<u8> {
-    let mut bytes = vec![0; data.len()];
-    data.encode_into(&mut bytes);
-    bytes
-}
-
 /// For file systems without O_DIRECT.
 fn write(path: &Path, offset: u64, data: &dyn Recipe) -> Result<(), DiskError> {
-    let bytes = encoded(data);
+    let mut bytes = vec![0; data.len()];
+    data.encode_into(&mut bytes);
     let file = OpenOptions::new().write(true).open(path);
     let written = file.and_then(|file| {
         file.write_all_at(&bytes, offset)?;
@@ -372,22 +371,39 @@ fn write(path: &Path, offset: u64, data: &dyn Recipe) -> Result<(), DiskError> {
     written.map_err(|error| disk_error(&format!("writing at {offset} of"), path, &error))
 }
 
-fn save(path: &Path, mut data: Box<dyn Recipe>) -> Result<u64, DiskError> {
-    let unprepared = |message| DiskError { kind: DiskErrorKind::Io, message };
-    data.prepare().map_err(unprepared)?;
+fn save(path: &Path, data: Box<dyn Dump>) -> Result<u64, DiskError> {
     make_parent(path)?;
-    let bytes = encoded(&*data);
-    // What it was encoded from may be as big, and writing takes seconds.
-    drop(data);
-    let saved = File::create(path).and_then(|mut file| {
-        for piece in bytes.chunks(PIECE) {
-            file.write_all(piece)?;
-            file.sync_data()?;
-        }
-        file.sync_all()
+    let saved = File::create(path).and_then(|file| {
+        let mut out = BufWriter::with_capacity(PIECE, Synced { file, unsynced: 0, len: 0 });
+        data.write(&mut out)?;
+        let Synced { file, len, .. } = out.into_inner()?;
+        file.sync_all().map(|()| len)
     });
-    saved.map_err(|error| disk_error("saving", path, &error))?;
-    Ok(bytes.len() as u64)
+    saved.map_err(|error| disk_error("saving", path, &error))
+}
+
+/// A file that is synced piece by piece, the last one apart.
+struct Synced {
+    file: File,
+    unsynced: usize,
+    len: u64,
+}
+
+impl Write for Synced {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.unsynced >= PIECE {
+            self.file.sync_data()?;
+            self.unsynced = 0;
+        }
+        let written = self.file.write(&bytes[..bytes.len().min(PIECE)])?;
+        self.unsynced += written;
+        self.len += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -399,15 +415,10 @@ mod tests {
     /// Saved only when the other end says so.
     struct Waits(Receiver<()>);
 
-    impl Recipe for Waits {
-        fn prepare(&mut self) -> Result<(), String> {
-            self.0.recv().map_err(|error| error.to_string())
-        }
-        fn len(&self) -> usize {
-            2 * PIECE + 1
-        }
-        fn encode_into(&self, buffer: &mut [u8]) {
-            buffer.fill(7);
+    impl Dump for Waits {
+        fn write(self: Box<Self>, out: &mut dyn Write) -> io::Result<()> {
+            self.0.recv().map_err(io::Error::other)?;
+            (0..2 * PIECE + 1).try_for_each(|_| out.write_all(&[7]))
         }
     }
 
@@ -430,14 +441,18 @@ mod tests {
         let op = |number| OpId { owner: OpOwner::Store, number };
         let (goes_on, waits) = [channel(), channel(), channel()].into_iter().unzip::<_, _, Vec<_>, Vec<_>>();
         for (number, waits) in (0..).zip(waits) {
-            let data = Box::new(Waits(waits));
-            background.start_call(op(number), DiskCall::Save { path: format!("save{number}").into(), data });
+            let (path, data) = (format!("save{number}").into(), Box::new(Waits(waits)));
+            background.start_call(op(number), DiskCall::Save { path, data, is_long: number == 0 });
         }
         background.start_call(op(10), DiskCall::Create { path: "segment".into(), len: 3 * PIECE as u64 });
         assert_eq!(next_done(&background), Some((10, Ok(DiskDone::Done))));
-        background.start_call(op(11), DiskCall::Run { job: Box::new(|| Ok(JobDone::Fetched)) });
-        assert_eq!(next_done(&background), Some((11, Ok(DiskDone::Ran(JobDone::Fetched)))));
-        for (number, goes_on) in (0..).zip(goes_on) {
+        let job = Box::new(|| Ok(JobDone::Done));
+        background.start_call(op(11), DiskCall::Run { job, is_long: false });
+        assert_eq!(next_done(&background), Some((11, Ok(DiskDone::Ran(JobDone::Done)))));
+        // The others don't wait for the first one, which takes long.
+        let mut in_turns: Vec<_> = (0..).zip(goes_on).collect();
+        in_turns.rotate_left(1);
+        for (number, goes_on) in in_turns {
             goes_on.send(()).unwrap();
             let len = 2 * PIECE as u64 + 1;
             assert_eq!(next_done(&background), Some((number, Ok(DiskDone::Saved(len)))));

@@ -11,6 +11,7 @@ use super::stores::{Home, Stores};
 use super::tree::{Rows, Tables};
 use bytes::Bytes;
 use floe_shard::{Dump, DumpHead, StoredKey, encode_dump};
+use std::io::{self, Write};
 use std::sync::Arc;
 
 /// A flush, and the dump that comes of it.
@@ -30,25 +31,17 @@ impl TreeFlush {
         let tree = self.home.tree_or_new(&self.stores)?;
         let tables = tree.tables();
         let memtable = Sealed::merged(&self.sealed);
-        tree.ingest(|rows| write(&memtable, &tables, rows), &encode_dump(&self.head, &self.body))
+        tree.ingest(|rows| write(&memtable, &tables, rows), Some(&encode_dump(&self.head, &self.body)))
     }
 }
 
 impl Dump for TreeFlush {
-    fn prepare(&mut self) -> Result<(), String> {
-        self.ingest()?;
+    fn write(mut self: Box<Self>, out: &mut dyn Write) -> io::Result<()> {
+        self.ingest().map_err(io::Error::other)?;
         self.sealed.iter().for_each(|sealed| sealed.set_flushed());
         self.stores.compact(&self.home);
         self.retired.drain(..).for_each(|home| self.stores.remove(home));
-        Ok(())
-    }
-
-    fn len(&self) -> usize {
-        self.body.len()
-    }
-
-    fn encode_into(&self, buffer: &mut [u8]) {
-        buffer.copy_from_slice(&self.body);
+        out.write_all(&self.body)
     }
 }
 
@@ -58,20 +51,14 @@ pub(super) struct Postponed {
 }
 
 impl Dump for Postponed {
-    fn prepare(&mut self) -> Result<(), String> {
-        Err(format!("tree {} waits for compaction", self.tree))
+    fn write(self: Box<Self>, _: &mut dyn Write) -> io::Result<()> {
+        Err(io::Error::other(format!("tree {} waits for compaction", self.tree)))
     }
-
-    fn len(&self) -> usize {
-        0
-    }
-
-    fn encode_into(&self, _: &mut [u8]) {}
 }
 
 /// The dump's bytes for a tree.
 pub(super) fn body(hash: u64, home: &Home) -> Bytes {
-    image::of_tree(hash, home.number()).into()
+    Bytes::copy_from_slice(&image::of_tree(hash, home.number()))
 }
 
 /// Writes a memtable's rows, and tombstones for what its ranges cover in the tables, in ascending order.

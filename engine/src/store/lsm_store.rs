@@ -9,7 +9,7 @@
 //! at the rows, which would take a read per write.
 
 use super::flush::{Postponed, TreeFlush, body};
-use super::image::{self, Content, WholeDump};
+use super::image::{self, WholeDump};
 use super::memtable::{Charge, Entry, Fetched, Memtable, Sealed, value};
 use super::stage::{StagedTree, Staging};
 use super::stores::{Home, Stores};
@@ -20,7 +20,7 @@ use crc_fast::{CrcAlgorithm, checksum};
 use floe_raft::Mark;
 use floe_shard::{
     BadPayload, CommandResult, CommandView, ConditionView, Dump, DumpHead, EffectView, Job, JobDone,
-    KeyRange, Pressure, Query, QueryResult, ShardId, Staged, StateMachine, StoredKey, View, check_command,
+    KeyRange, Pressure, Query, QueryResult, ShardId, Stage, StateMachine, StoredKey, View, check_command,
     is_within, open_dump, with_command,
 };
 use std::sync::Arc;
@@ -147,9 +147,9 @@ impl LsmStore {
         let meta = meta.ok_or_else(|| format!("tree {number} holds no flush"))?;
         let (head, body) =
             open_dump(&meta).map_err(|error| format!("tree {number}: its flush is {error}"))?;
-        let image = image::open(&body).filter(|_| head.shard == self.shard);
-        let image = image.ok_or_else(|| format!("tree {number} is not one of shard {}", self.shard))?;
-        Ok((home, head, image.hash))
+        let named = image::tree_of(&body).filter(|_| head.shard == self.shard);
+        let (hash, _) = named.ok_or_else(|| format!("tree {number} is not one of shard {}", self.shard))?;
+        Ok((home, head, hash))
     }
 
     fn retire_home(&mut self) {
@@ -165,6 +165,12 @@ impl LsmStore {
     /// One step of compaction on this thread; false if none was due.
     pub(super) fn compact_now(&self) -> bool {
         self.home.tree_or_new(&self.stores).and_then(|tree| tree.compact()).expect("the disk works")
+    }
+
+    pub(super) fn stage_in_batches_of(&mut self, bytes: usize) -> Staging {
+        let tree = StagedTree::new(&self.stores);
+        self.staged = Some(tree.clone());
+        Staging::new(tree).in_batches_of(bytes)
     }
 
     pub(super) fn table_runs(&self) -> usize {
@@ -202,7 +208,7 @@ impl StateMachine for LsmStore {
         Box::new(move || {
             let row = |key: StoredKey| view.get(&key.to_bytes()).map(|entry| (key, entry));
             fetched.fill(wanted.into_iter().map(row).collect::<Result<_, _>>()?);
-            Ok(JobDone::Fetched)
+            Ok(JobDone::Done)
         })
     }
 
@@ -231,37 +237,38 @@ impl StateMachine for LsmStore {
         Box::new(WholeDump::new(self.snapshot(), self.hash))
     }
 
-    fn flush(&mut self, head: &DumpHead) -> Option<Box<dyn Dump>> {
+    fn has_files(&self) -> bool {
+        true
+    }
+
+    fn flush(&mut self, head: &DumpHead) -> Box<dyn Dump> {
         self.release_flushed();
         if self.home.tables().is_some_and(|tables| tables.are_piled_up()) {
             self.stores.compact(&self.home);
-            return Some(Box::new(Postponed { tree: self.home.number() }));
+            return Box::new(Postponed { tree: self.home.number() });
         }
         if !self.active.is_empty() {
             let charge = std::mem::replace(&mut self.charge, Charge::new(self.stores.budget()));
             self.sealed.insert(0, Sealed::new(std::mem::take(&mut self.active), charge));
         }
-        Some(Box::new(TreeFlush {
+        Box::new(TreeFlush {
             stores: self.stores.clone(),
             home: self.home.clone(),
             sealed: self.sealed.clone(),
             head: head.clone(),
             retired: std::mem::take(&mut self.retired),
             body: body(self.hash, &self.home),
-        }))
+        })
     }
 
     fn flush_ended(&mut self) {
         self.release_flushed();
     }
 
-    fn stage(&mut self, head: &DumpHead, rows: &Bytes) -> Option<Staged> {
+    fn stage(&mut self) -> Box<dyn Stage> {
         let tree = StagedTree::new(&self.stores);
-        let body = body(image::claimed_hash(rows), tree.home());
-        let staging =
-            Staging { tree: tree.clone(), head: head.clone(), rows: rows.clone(), body: body.clone() };
-        self.staged = Some(tree);
-        Some(Staged { dump: Box::new(staging), body })
+        self.staged = Some(tree.clone());
+        Box::new(Staging::new(tree))
     }
 
     fn unstage(&mut self) {
@@ -282,16 +289,10 @@ impl StateMachine for LsmStore {
         self.retire_home();
         (self.hash, self.found, self.fetched) = (0, None, Arc::default());
         self.wanted.clear();
-        let not_ours = || BadPayload::Malformed("not a dump of the durable store".to_owned());
-        let image = image::open(dump).ok_or_else(not_ours)?;
-        match image.content {
-            Content::Rows(rows) => {
-                (self.active, self.hash) = (rows.into_memtable().map_err(BadPayload::Malformed)?, image.hash);
-            }
-            Content::Tree(number) => self.take_tree(number, image.hash)?,
-        }
         self.charge.set(self.active.bytes());
-        Ok(())
+        let no_name = || BadPayload::Malformed("not the name of a tree of the durable store".to_owned());
+        let (hash, number) = image::tree_of(dump).ok_or_else(no_name)?;
+        self.take_tree(number, hash)
     }
 
     fn installed(&mut self) {

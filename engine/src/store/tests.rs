@@ -8,7 +8,7 @@ use floe_checker::random::Random;
 use floe_raft::Mark;
 use floe_shard::{
     COMMAND_HEAD_BYTES, CommandResult, DumpHead, JobDone, KeyRange, MemoryStore, NodeId, Query, QueryResult,
-    Row, ShardId, StateMachine, View, WriteBatch, encode, encode_dump, open_dump, pre_split,
+    Row, ShardId, Stage, StateMachine, View, WriteBatch, encode, pre_split,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -29,11 +29,21 @@ fn head(index: u64) -> DumpHead {
 }
 
 /// The bytes of a dump, after what had to be made durable before.
-fn saved(mut dump: Box<dyn floe_shard::Dump>) -> Bytes {
-    dump.prepare().unwrap();
-    let mut bytes = vec![0; dump.len()];
-    dump.encode_into(&mut bytes);
+fn saved(dump: Box<dyn floe_shard::Dump>) -> Bytes {
+    let mut bytes = Vec::new();
+    dump.write(&mut bytes).unwrap();
     bytes.into()
+}
+
+/// Puts a whole dump's rows into files, in parts of so many bytes; the bytes that name them.
+fn staged(mut stage: impl Stage, head: &DumpHead, rows: &Bytes, part: usize) -> Result<Bytes, String> {
+    for part in rows.chunks(part) {
+        assert_eq!(stage.take(rows.slice_ref(part))()?, JobDone::Done);
+    }
+    match stage.finish(head)()? {
+        JobDone::Staged(body) => Ok(body),
+        other => panic!("{other:?} is no name of files"),
+    }
 }
 
 fn payload(batch: &WriteBatch) -> Bytes {
@@ -45,7 +55,7 @@ fn apply(store: &mut LsmStore, index: u64, payload: &[u8]) -> (CommandResult, bo
     let (at, range) = (Mark::new(1, index), KeyRange::all());
     match store.apply(at, payload, &range) {
         CommandResult::Pending => {
-            assert_eq!(store.fetch()(), Ok(JobDone::Fetched));
+            assert_eq!(store.fetch()(), Ok(JobDone::Done));
             (store.apply(at, payload, &range), true)
         }
         result => (result, false),
@@ -165,9 +175,15 @@ fn model_run(seed: u64) {
             );
         }
         if random.below(60) == 0 {
-            dump = Some((index, saved(store.flush(&head(index)).unwrap())));
+            dump = Some((index, saved(store.flush(&head(index)))));
         } else if random.below(200) == 0 {
-            dump = Some((index, saved(store.dump())));
+            // As if it came from a leader that stands just here.
+            let rows = saved(store.dump());
+            let part = 1 + random.below(5_000) as usize;
+            let body = staged(store.stage_in_batches_of(10_000), &head(index), &rows, part).unwrap();
+            store.restore(&body).unwrap();
+            store.installed();
+            dump = Some((index, body));
         } else if random.below(300) == 0 {
             // The process ends; the log replays what the newest dump doesn't hold.
             let hash = store.state_hash();
@@ -176,8 +192,8 @@ fn model_run(seed: u64) {
             store = LsmStore::new(shard(), &stores_now);
             let from = dump.as_ref().map_or(0, |(at, bytes)| {
                 store.restore(bytes).unwrap();
-                // A tree may be ahead of a whole dump of an older flush, never behind what names it.
-                store.newer().map_or(*at, |head| head.mark.index)
+                assert_eq!(store.newer().map(|head| head.mark.index), Some(*at));
+                *at
             });
             janitor.remove_strays();
             for (at, command) in log.iter().enumerate().skip(from as usize) {
@@ -206,7 +222,7 @@ fn keys_that_begin_with_the_highest_byte_keep_their_order_and_come_back() {
     let command = payload(&batch);
     apply(&mut store, 1, &command);
     model.apply(Mark::new(1, 1), &command, &KeyRange::all());
-    saved(store.flush(&head(1)).unwrap());
+    saved(store.flush(&head(1)));
     store.flush_ended();
     let get = |key: &[u8]| Query::Get { key: Bytes::copy_from_slice(key) };
     for low in keys {
@@ -232,7 +248,7 @@ fn a_view_stays_as_it_was_through_flushes_and_compaction() {
             let view = store.view().unwrap();
             views.push((all_rows(&*view), view));
         }
-        saved(store.flush(&head(index)).unwrap());
+        saved(store.flush(&head(index)));
         while store.compact_now() {}
     }
     for (rows, view) in &views {
@@ -246,10 +262,10 @@ fn a_tree_that_is_ahead_of_its_dump_says_so_and_one_that_is_gone_is_refused() {
     let (first, janitor) = stores(dir.path());
     let mut store = LsmStore::new(shard(), &first);
     put(&mut store, 1, "a", "1");
-    let named = saved(store.flush(&head(1)).unwrap());
+    let named = saved(store.flush(&head(1)));
     put(&mut store, 2, "a", "2");
     // Ingested, but the process ends before its dump is saved.
-    drop(saved(store.flush(&head(2)).unwrap()));
+    drop(saved(store.flush(&head(2))));
     let hash = store.state_hash();
     drop((store, first, janitor));
     let (second, janitor) = stores(dir.path());
@@ -270,7 +286,7 @@ fn a_list_of_tables_that_has_rotted_is_refused() {
     let (first, janitor) = stores(dir.path());
     let mut store = LsmStore::new(shard(), &first);
     put(&mut store, 1, "a", "1");
-    let named = saved(store.flush(&head(1)).unwrap());
+    let named = saved(store.flush(&head(1)));
     drop((store, first, janitor));
     let tree = dir.path().join("store/t1");
     let is_manifest = |name: &str| name.strip_prefix('v').is_some_and(|n| n.parse::<u64>().is_ok());
@@ -315,7 +331,7 @@ fn what_no_dump_names_is_removed_and_what_one_names_stays() {
     for _ in 0..2 {
         let mut store = LsmStore::new(shard(), &first);
         put(&mut store, 1, "a", "1");
-        dumps.push(saved(store.flush(&head(1)).unwrap()));
+        dumps.push(saved(store.flush(&head(1))));
     }
     drop((first, janitor));
     let (second, janitor) = stores(dir.path());
@@ -331,40 +347,11 @@ fn what_no_dump_names_is_removed_and_what_one_names_stays() {
     assert!(exists(2));
 }
 
-#[test]
-fn a_follower_takes_a_whole_dump_and_the_tree_before_it_goes_with_the_next_flush() {
-    let dir = tempfile::tempdir().unwrap();
-    let (stores, _janitor) = stores(dir.path());
-    let mut leader = LsmStore::new(shard(), &stores);
-    put(&mut leader, 1, "a", "1");
-    put(&mut leader, 2, "b", "2");
-    saved(leader.flush(&head(2)).unwrap());
-    let deleted = payload(WriteBatch::new().delete_range("b", "").put("c", "3"));
-    assert_eq!(apply(&mut leader, 3, &deleted).0, CommandResult::Written);
-    let file = Bytes::from(encode_dump(&head(3), &saved(leader.dump())));
-
-    let mut follower = LsmStore::new(shard(), &stores);
-    put(&mut follower, 1, "z", "gone");
-    saved(follower.flush(&head(1)).unwrap());
-    follower.restore(&open_dump(&file).unwrap().1).unwrap();
-    let tree = dir.path().join("store/t2");
-    assert!(tree.exists(), "the log still names it");
-    assert_eq!(all_rows(&*follower.view().unwrap()), all_rows(&*leader.view().unwrap()));
-    assert_eq!((follower.state_hash(), follower.newer()), (leader.state_hash(), None));
-    saved(follower.flush(&head(3)).unwrap());
-    assert_eq!(all_rows(&*follower.view().unwrap()), all_rows(&*leader.view().unwrap()));
-    let begun = Instant::now();
-    while tree.exists() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "the tree before the dump stays");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// A leader's whole dump after three commands.
 fn leaders_dump(leader: &mut LsmStore) -> Bytes {
     put(leader, 1, "a", "1");
     put(leader, 2, "b", "2");
-    saved(leader.flush(&head(2)).unwrap());
+    saved(leader.flush(&head(2)));
     put(leader, 3, "c", "3");
     saved(leader.dump())
 }
@@ -385,14 +372,13 @@ fn a_staged_dump_is_swapped_in_from_its_tree_without_a_memtable_and_a_restart_fi
     let rows = leaders_dump(&mut leader);
     let mut follower = LsmStore::new(shard(), &first);
     put(&mut follower, 1, "z", "gone");
-    saved(follower.flush(&head(1)).unwrap());
-    let staged = follower.stage(&head(3), &rows).unwrap();
-    assert_eq!(saved(staged.dump), staged.body);
+    saved(follower.flush(&head(1)));
+    let body = staged(follower.stage_in_batches_of(1), &head(3), &rows, 50).unwrap();
     assert_eq!(all_rows(&*follower.view().unwrap()).len(), 1, "only staged");
     // The core looks for nothing on the disk: it would find no tree there.
     let (tree, away) = (dir.path().join("store/t3"), dir.path().join("away"));
     std::fs::rename(&tree, &away).unwrap();
-    follower.restore(&staged.body).unwrap();
+    follower.restore(&body).unwrap();
     std::fs::rename(&away, &tree).unwrap();
     let before = dir.path().join("store/t2");
     assert!(before.exists(), "the log still names it");
@@ -406,7 +392,7 @@ fn a_staged_dump_is_swapped_in_from_its_tree_without_a_memtable_and_a_restart_fi
 
     let (second, janitor) = stores(dir.path());
     let mut follower = LsmStore::new(shard(), &second);
-    follower.restore(&staged.body).unwrap();
+    follower.restore(&body).unwrap();
     janitor.remove_strays();
     assert_eq!((follower.newer().unwrap(), follower.state_hash()), (head(3), hash));
     assert_eq!(all_rows(&*follower.view().unwrap()).len(), 3);
@@ -422,25 +408,26 @@ fn a_staged_tree_that_is_not_installed_goes_at_once_or_when_it_is_made_or_at_the
     let mut follower = LsmStore::new(shard(), &first);
     let tree = |number: u64| dir.path().join(format!("store/t{number}"));
 
-    let staged = follower.stage(&head(3), &rows).unwrap();
-    saved(staged.dump);
+    let stage = |follower: &mut LsmStore| {
+        staged(follower.stage_in_batches_of(1), &head(3), &rows, 50).unwrap();
+    };
+    stage(&mut follower);
     assert!(tree(3).exists());
     follower.unstage();
     await_gone(&tree(3));
 
     // The replica is destroyed while a thread still writes it.
-    let mut staged = follower.stage(&head(3), &rows).unwrap();
+    let mut into_files = follower.stage_in_batches_of(1);
     follower.destroy();
-    staged.dump.prepare().unwrap();
+    into_files.take(rows.clone())().unwrap();
     assert!(tree(4).exists());
-    drop(staged);
+    drop(into_files);
     await_gone(&tree(4));
 
     // A crash comes before anything names it.
     let mut follower = LsmStore::new(shard(), &first);
-    let staged = follower.stage(&head(3), &rows).unwrap();
+    stage(&mut follower);
     let number = dir.path().join("store").join("t7");
-    saved(staged.dump);
     assert!(number.exists());
     std::mem::forget(follower);
     drop((first, janitor));
@@ -456,14 +443,27 @@ fn what_is_no_whole_dump_is_not_staged() {
     let (stores, _janitor) = stores(dir.path());
     let rows = leaders_dump(&mut LsmStore::new(shard(), &stores));
     let mut follower = LsmStore::new(shard(), &stores);
-    let mut damaged = rows.to_vec();
-    damaged[50] ^= 1;
-    let of_a_tree = image::of_tree(1, 1).into();
-    for (number, bytes) in [Bytes::new(), damaged.into(), of_a_tree].into_iter().enumerate() {
-        let refused = follower.stage(&head(3), &bytes).unwrap().dump.prepare();
-        assert!(refused.is_err(), "{number}");
+    let cut = rows.slice(..rows.len() - 1);
+    let of_a_tree = Bytes::copy_from_slice(&image::of_tree(1, 1));
+    for (number, bytes) in [Bytes::new(), cut, of_a_tree].into_iter().enumerate() {
+        let refused = staged(follower.stage_in_batches_of(1), &head(3), &bytes, 50);
+        assert!(refused.is_err(), "{number}: {refused:?}");
     }
-    assert!(follower.stage(&head(3), &rows).unwrap().dump.prepare().is_ok());
+    staged(follower.stage_in_batches_of(1), &head(3), &rows, 50).unwrap();
+}
+
+#[test]
+fn batches_of_a_dump_form_one_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (stores, _janitor) = stores(dir.path());
+    let mut leader = LsmStore::new(shard(), &stores);
+    (1..200).for_each(|index| put(&mut leader, index, &format!("k{index:05}"), &"v".repeat(100)));
+    let mut follower = LsmStore::new(shard(), &stores);
+    let rows = saved(leader.dump());
+    let body = staged(follower.stage_in_batches_of(2_000), &head(199), &rows, 500).unwrap();
+    follower.restore(&body).unwrap();
+    assert_eq!(follower.table_runs(), 1);
+    assert_eq!(all_rows(&*follower.view().unwrap()), all_rows(&*leader.view().unwrap()));
 }
 
 #[test]
@@ -478,7 +478,7 @@ fn memory_is_given_back_once_it_lies_in_tables() {
         put(&mut store, index, &format!("k{index:05}"), &"v".repeat(100));
     }
     assert!(index < 8_000, "{index} rows of over 230 bytes fit 1 MiB");
-    saved(store.flush(&head(index)).unwrap());
+    saved(store.flush(&head(index)));
     // No command comes before there is memory again.
     store.flush_ended();
     let begun = Instant::now();
@@ -496,7 +496,7 @@ fn compaction_keeps_runs_few_and_every_row() {
     let mut store = LsmStore::new(shard(), &stores);
     for index in 1..=40 {
         put(&mut store, index, &format!("k{index:02}"), "v");
-        saved(store.flush(&head(index)).unwrap());
+        saved(store.flush(&head(index)));
         while store.compact_now() {}
     }
     assert!(store.table_runs() <= 5, "{} runs after 40 flushes", store.table_runs());
@@ -514,17 +514,17 @@ fn a_flush_that_waits_for_compaction_seals_nothing_and_loses_nothing() {
     let most = super::tree::LEVEL0_RUNS_MAX as u64;
     for index in 1..=most {
         put(&mut store, index, "k", &format!("v{index}"));
-        saved(store.flush(&head(index)).unwrap());
+        saved(store.flush(&head(index)));
     }
     put(&mut store, most + 1, "k", "last");
     let waiting = store.unflushed_bytes();
     for _ in 0..2 {
-        let refused = store.flush(&head(most + 1)).unwrap().prepare().unwrap_err();
+        let refused = store.flush(&head(most + 1)).write(&mut std::io::sink()).unwrap_err().to_string();
         assert!(refused.contains("waits for compaction"), "{refused}");
         assert_eq!(store.unflushed_bytes(), waiting);
     }
     while store.compact_now() {}
-    let dump = saved(store.flush(&head(most + 1)).unwrap());
+    let dump = saved(store.flush(&head(most + 1)));
     assert_eq!(store.unflushed_bytes(), 0);
     let mut again = LsmStore::new(shard(), &stores);
     drop(store);
@@ -548,7 +548,7 @@ fn an_open_tree_takes_less_than_16_kib() {
     let flushed = |_| {
         let mut store = LsmStore::new(shard(), &first);
         put(&mut store, 1, "key", &"v".repeat(100));
-        saved(store.flush(&head(1)).unwrap())
+        saved(store.flush(&head(1)))
     };
     let dumps: Vec<Bytes> = (0..TREES).map(flushed).collect();
     drop((first, janitor));

@@ -125,11 +125,11 @@ impl Tree {
         self.tables.load_full()
     }
 
-    /// Adds rows in ascending order, and `meta`, all at once and durably.
+    /// Adds rows in ascending order, and `meta` if there is any, all at once and durably.
     pub(super) fn ingest(
         &self,
         write: impl FnOnce(&mut Rows) -> Result<(), String>,
-        meta: &[u8],
+        meta: Option<&[u8]>,
     ) -> Result<(), String> {
         let fail = |error| failure(&self.dir, &error);
         let ingestion = self.tree.ingestion().map_err(fail)?;
@@ -137,7 +137,9 @@ impl Tree {
             .map_err(|error| format!("{}: {error}", self.dir.display()))?;
         let mut rows = Rows { ingestion, writing, dir: &self.dir, row: Vec::new() };
         write(&mut rows)?;
-        rows.ingestion.write(META_KEY.as_slice(), meta).map_err(fail)?;
+        if let Some(meta) = meta {
+            rows.ingestion.write(META_KEY.as_slice(), meta).map_err(fail)?;
+        }
         rows.ingestion.finish().map_err(fail)?;
         self.publish();
         Ok(())

@@ -53,7 +53,8 @@ pub fn done(calls: Vec<DiskCall>) -> Step {
 }
 
 fn saves(path: &str, bytes: &'static [u8]) -> Step {
-    let call = DiskCall::Save { path: path.into(), data: Box::new(Bytes::from_static(bytes)) };
+    let data = Box::new(Bytes::from_static(bytes));
+    let call = DiskCall::Save { path: path.into(), data, is_long: false };
     (vec![call], Box::new(move |result| *result == Ok(DiskDone::Saved(bytes.len() as u64))))
 }
 

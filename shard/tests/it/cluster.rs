@@ -317,10 +317,10 @@ impl Node {
 
     fn carry_out(&mut self, due_at: Nanos, out: Output) -> BTreeMap<CoreAddr, PeerBatch> {
         for save in out.dump_saves {
-            let mut bytes = vec![0; save.data.len()];
-            save.data.encode_into(&mut bytes);
+            let mut bytes = Vec::new();
+            save.data.write(&mut bytes).expect("memory takes what it is given");
+            self.saved.push((save.shard, save.replica, save.generation, bytes.len() as u64));
             self.dumps.insert((save.shard, save.generation), Bytes::from(bytes));
-            self.saved.push((save.shard, save.replica, save.generation, save.data.len() as u64));
         }
         for remove in out.dump_removes {
             self.dumps.remove(&(remove.shard, remove.generation)).expect("removed once");

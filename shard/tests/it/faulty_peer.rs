@@ -34,11 +34,16 @@ fn a_part_of_a_dump_that_was_not_asked_for_ends_the_transfer() {
     cluster.run(100);
     let status = |node: usize| cluster.nodes[node].multi.status(S1).unwrap();
     let (from, to, term) = (status(leader).replica, status(behind).replica, status(leader).term);
+    let descriptor = pre_split(&[0, 1, 2].map(|node| addr(node).node), 1, 3).remove(0);
+    let membership = descriptor.membership();
+    let mark = Mark::new(term, 1000);
+    let head = DumpHead { shard: S1, mark, descriptor, membership };
+    let file = Bytes::from(encode_dump(&head, &Bytes::from(vec![0; 1 << 20])));
+    let len = file.len() as u64;
     let chunk = |offset: u64, len: u64| {
-        let data = Bytes::from(vec![0; len as usize]);
+        let data = file.slice(offset.min(PART) as usize..(offset.min(PART) + len) as usize);
         PeerMessage::DumpChunk { shard: S1, from, to, generation: 9, offset, data }
     };
-    let (mark, len) = (Mark::new(term, 1000), 1 << 20);
     let offer = PeerMessage::DumpOffer { shard: S1, from, to, term, generation: 9, mark, len };
     for odd in [chunk(PART + 8, 8), chunk(PART, 8), chunk(u64::MAX, PART), chunk(3 * PART, PART)] {
         let out = hear(&mut cluster, behind, leader, offer.clone());

@@ -32,7 +32,7 @@ impl StateMachine for Shelf {
     fn fetch(&mut self) -> Job {
         self.fetched = Some(self.wanted);
         let fails = self.wanted == 5;
-        Box::new(move || if fails { Err("table 9 is damaged".into()) } else { Ok(JobDone::Fetched) })
+        Box::new(move || if fails { Err("table 9 is damaged".into()) } else { Ok(JobDone::Done) })
     }
     fn read(&self, _: &Query, _: &KeyRange) -> QueryResult {
         panic!("it has a job for that")
@@ -44,9 +44,12 @@ impl StateMachine for Shelf {
     fn dump(&self) -> Box<dyn Dump> {
         self.rows.dump()
     }
-    fn flush(&mut self, _: &DumpHead) -> Option<Box<dyn Dump>> {
+    fn has_files(&self) -> bool {
+        true
+    }
+    fn flush(&mut self, _: &DumpHead) -> Box<dyn Dump> {
         self.is_held = true;
-        Some(MemoryStore::new().dump())
+        MemoryStore::new().dump()
     }
     fn flush_ended(&mut self) {
         self.is_held = false;

@@ -14,6 +14,7 @@ mod memory;
 mod quiescence;
 mod reads;
 mod staging;
+mod whole_dumps;
 
 use bytes::Bytes;
 use cluster::{Cluster, MS, get, value_of, write};

@@ -1,6 +1,8 @@
 //! Bytes of a simulated file, by sectors that are shared between its live and its durable content.
 
 use bytes::Bytes;
+use floe::disk::Recipe;
+use floe_shard::state_machine::Dump;
 use rkyv::util::AlignedVec;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -70,4 +72,18 @@ impl Content {
         }
         Bytes::from_owner(buffer)
     }
+}
+
+/// The bytes of a write.
+pub(super) fn encoded(recipe: &dyn Recipe) -> Bytes {
+    let mut buffer = vec![0; recipe.len()];
+    recipe.encode_into(&mut buffer);
+    buffer.into()
+}
+
+/// The bytes of a file that is saved.
+pub(super) fn written(dump: Box<dyn Dump>) -> Bytes {
+    let mut bytes = Vec::new();
+    dump.write(&mut bytes).expect("memory takes what it is given");
+    bytes.into()
 }

@@ -12,7 +12,7 @@
 //! writes in flight) are panics: they are bugs of the caller.
 
 use crate::random::Random;
-use crate::sim::content::{Content, SECTOR, SECTOR_U64};
+use crate::sim::content::{Content, SECTOR, SECTOR_U64, encoded, written};
 use crate::sim::damage::FrameLog;
 use bytes::Bytes;
 use floe::disk::{
@@ -203,9 +203,12 @@ impl Disk {
 
     /// Starts a call. Answers its ticket and after how many nanoseconds [`Self::complete`] is due.
     pub fn issue(&mut self, core: u16, op: OpId, call: DiskCall) -> (u64, u64) {
-        let latency = self.latency(&call);
+        let mut latency = self.latency(&call);
         let fault = self.draw_fault(&call);
         let work = self.resolve(call);
+        if let Work::Save { data, .. } = &work {
+            latency += self.time_of_bytes(data.len() as u64);
+        }
         self.assert_no_overlap(&work);
         let ticket = self.ticket_next;
         self.ticket_next += 1;
@@ -275,11 +278,16 @@ impl Disk {
         let bytes = match call {
             DiskCall::Create { len, .. } => *len,
             DiskCall::Read { len, .. } => *len as u64,
-            DiskCall::Write { data, .. } | DiskCall::Save { data, .. } => data.len() as u64,
+            DiskCall::Write { data, .. } => data.len() as u64,
             _ => 0,
         };
         let usual = self.profile.latency_ns;
-        (usual / 2 + self.random.skewed(usual) + bytes / 2).saturating_mul(self.profile.slowness)
+        let own = (usual / 2 + self.random.skewed(usual)).saturating_mul(self.profile.slowness);
+        own.saturating_add(self.time_of_bytes(bytes))
+    }
+
+    fn time_of_bytes(&self, bytes: u64) -> u64 {
+        (bytes / 2).saturating_mul(self.profile.slowness)
     }
 
     fn draw_fault(&mut self, call: &DiskCall) -> Option<DiskErrorKind> {
@@ -325,14 +333,14 @@ impl Disk {
             DiskCall::Write { path, offset, data } => {
                 let aligned = offset.is_multiple_of(BLOCK as u64) && data.len().is_multiple_of(BLOCK);
                 assert!(aligned, "writing {path} at {offset}+{}, not whole blocks", data.len());
-                let data = encode(&*data);
+                let data = encoded(&*data);
                 match inode_of(&path) {
                     Some(inode) => Work::Write { path, inode, offset, data },
                     None => missing(&path),
                 }
             }
-            DiskCall::Save { path, data } => Work::Save { path, data: encode(&*data) },
-            DiskCall::Run { job } => match job() {
+            DiskCall::Save { path, data, .. } => Work::Save { path, data: written(data) },
+            DiskCall::Run { job, .. } => match job() {
                 Ok(done) => Work::Ran(done),
                 Err(message) => Work::Fail(DiskError { kind: DiskErrorKind::Io, message }),
             },
@@ -572,12 +580,6 @@ fn name(path: &str) -> &str {
 
 fn not_found(path: &str) -> DiskError {
     DiskError { kind: DiskErrorKind::NotFound, message: format!("{path}: no such file or directory") }
-}
-
-fn encode(recipe: &dyn floe::disk::Recipe) -> Bytes {
-    let mut buffer = vec![0; recipe.len()];
-    recipe.encode_into(&mut buffer);
-    buffer.into()
 }
 
 /// A number for an op id, for traces.
