@@ -203,13 +203,9 @@ fn apply_for(time: Duration, dir: &Path, options: &LsmOptions) -> Result<Applied
         }
         let enough = store.unflushed_bytes() > u64::from(options.flush_rows) * u64::from(options.payload);
         if enough && flush.as_ref().is_none_or(JoinHandle::is_finished) {
-            match flush.take().map(|flush| flush.join().expect("a panic of it is a bug here")) {
-                None => {}
-                Some(Ok(())) => flushes += 1,
-                Some(Err(_)) => {
-                    put_off += 1;
-                    not_before = Instant::now() + RETRY_AFTER;
-                }
+            if let Some(flush) = flush.take() {
+                flush.join().expect("a panic of it is a bug here").map_err(BenchError::file(dir))?;
+                flushes += 1;
             }
             if Instant::now() < not_before {
                 continue;
@@ -220,12 +216,18 @@ fn apply_for(time: Duration, dir: &Path, options: &LsmOptions) -> Result<Applied
                 descriptor: descriptor.clone(),
                 membership: membership.clone(),
             };
-            let dump = store.flush(&head);
-            flush = Some(std::thread::spawn(move || dump.write(&mut std::io::sink())));
+            match store.flush(&head) {
+                Some(dump) => flush = Some(std::thread::spawn(move || dump.write(&mut std::io::sink()))),
+                None => {
+                    put_off += 1;
+                    not_before = Instant::now() + RETRY_AFTER;
+                }
+            }
         }
     }
     if let Some(flush) = flush {
-        flushes += u64::from(flush.join().expect("a panic of it is a bug here").is_ok());
+        flush.join().expect("a panic of it is a bug here").map_err(BenchError::file(dir))?;
+        flushes += 1;
     }
     Ok(Applied { apply, cpu: usage::cpu_time() - cpu, flushes, put_off })
 }

@@ -88,6 +88,8 @@ counters! {
     elections,
     /// Leaders' dumps installed here, by replicas that fell behind the log.
     dumps_installed,
+    /// Flushes put off by a second because tables waited for compaction.
+    flushes_postponed,
     /// Linearizable reads served.
     reads,
     /// ReadIndex rounds that confirmed them.

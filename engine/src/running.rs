@@ -437,6 +437,7 @@ impl Running {
         set(&metrics.applied, shard.applied);
         set(&metrics.elections, shard.elections);
         set(&metrics.dumps_installed, shard.installs);
+        set(&metrics.flushes_postponed, shard.flushes_postponed);
         set(&metrics.reads, shard.reads);
         set(&metrics.read_rounds, shard.read_rounds);
         set(&metrics.messages_refused, shard.messages_refused);

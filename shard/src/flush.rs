@@ -30,7 +30,7 @@ const RESETS_PER_PASS: usize = 256;
 const RESET_BYTES_PER_PASS: usize = 4 << 20;
 /// Whole dumps of machines with files that are made at a time.
 const WHOLES_MAX: usize = 1;
-/// Pause after a dump that couldn't be saved.
+/// Pause after a dump that couldn't be saved, or a flush that the machine doesn't want now.
 const RETRY_AFTER_NS: Nanos = 1_000_000_000;
 
 /// Where a replica stands with its dumps.
@@ -181,8 +181,16 @@ impl MultiRaft {
                 true if is_whole => What::ForFollowers,
                 true => What::Names,
             };
-            out.dump_saves.push(self.replicas[slot].start_flush(what));
-            *self.running_count(what) += 1;
+            match self.replicas[slot].start_flush(what) {
+                Some(save) => {
+                    out.dump_saves.push(save);
+                    *self.running_count(what) += 1;
+                }
+                None => {
+                    self.replicas[slot].flush.not_before = self.now.saturating_add(RETRY_AFTER_NS);
+                    self.stats.flushes_postponed += 1;
+                }
+            }
         }
     }
 
@@ -265,8 +273,8 @@ impl Replica {
             && self.applied.index > 0
     }
 
-    fn start_flush(&mut self, what: What) -> DumpSave {
-        let generation = self.take_generation();
+    /// `None` = the machine doesn't want to now.
+    fn start_flush(&mut self, what: What) -> Option<DumpSave> {
         let mark = self.dump_mark();
         let membership = self.raft.membership_at(self.applied.index).clone();
         assert!(
@@ -277,7 +285,8 @@ impl Replica {
             self.descriptor
         );
         let head = DumpHead { shard: self.shard, mark, descriptor: self.descriptor.clone(), membership };
-        let body = if what == What::Names { self.machine.flush(&head) } else { self.machine.dump() };
+        let body = if what == What::Names { self.machine.flush(&head)? } else { self.machine.dump() };
+        let generation = self.take_generation();
         let data = Box::new(DumpFile::new(&head, body));
         self.flush.running = Some(Box::new(RunningFlush {
             generation,
@@ -287,7 +296,7 @@ impl Replica {
             what,
         }));
         let is_long = what == What::ForFollowers;
-        DumpSave { shard: self.shard, replica: self.id, generation, data, is_long }
+        Some(DumpSave { shard: self.shard, replica: self.id, generation, data, is_long })
     }
 
     /// Where the state that is dumped stands.

@@ -57,8 +57,8 @@ pub trait StateMachine: Send {
 
     /// Makes the state durable in the machine's own files, together with `head`, which says where it stands: in
     /// [`Dump::write`]. The dump merely names them, for this node; what an earlier dump named may go once this one
-    /// is about to be written. Asked for only if there are files.
-    fn flush(&mut self, _head: &DumpHead) -> Box<dyn Dump> {
+    /// is about to be written. `None` = not now: it is asked for again a second later. Asked for only if there are files.
+    fn flush(&mut self, _head: &DumpHead) -> Option<Box<dyn Dump>> {
         panic!("a machine with files flushes into them")
     }
 

@@ -29,6 +29,8 @@ pub struct Stats {
     pub installs: u64,
     /// Transferred dumps that were not what they should be.
     pub bad_dumps: u64,
+    /// Flushes that the machine didn't want when they were due: its files wait for something else.
+    pub flushes_postponed: u64,
     /// Messages of peers that no working replica sends.
     pub messages_refused: u64,
 }

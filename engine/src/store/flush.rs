@@ -45,17 +45,6 @@ impl Dump for TreeFlush {
     }
 }
 
-/// A flush that has to wait until the tree is compacted. Nothing is sealed for it: it is tried again with what is there then.
-pub(super) struct Postponed {
-    pub(super) tree: u64,
-}
-
-impl Dump for Postponed {
-    fn write(self: Box<Self>, _: &mut dyn Write) -> io::Result<()> {
-        Err(io::Error::other(format!("tree {} waits for compaction", self.tree)))
-    }
-}
-
 /// The dump's bytes for a tree.
 pub(super) fn body(hash: u64, home: &Home) -> Bytes {
     Bytes::copy_from_slice(&image::of_tree(hash, home.number()))

@@ -8,7 +8,7 @@
 //! on replicas that applied the same commands with the same results; unlike the memory store's it doesn't look
 //! at the rows, which would take a read per write.
 
-use super::flush::{Postponed, TreeFlush, body};
+use super::flush::{TreeFlush, body};
 use super::image::{self, WholeDump};
 use super::memtable::{Charge, Entry, Fetched, Memtable, Sealed, value};
 use super::stage::{StagedTree, Staging};
@@ -241,24 +241,25 @@ impl StateMachine for LsmStore {
         true
     }
 
-    fn flush(&mut self, head: &DumpHead) -> Box<dyn Dump> {
+    /// Not while tables wait for compaction. Nothing is sealed then: it is tried again with what is there by then.
+    fn flush(&mut self, head: &DumpHead) -> Option<Box<dyn Dump>> {
         self.release_flushed();
         if self.home.tables().is_some_and(|tables| tables.are_piled_up()) {
             self.stores.compact(&self.home);
-            return Box::new(Postponed { tree: self.home.number() });
+            return None;
         }
         if !self.active.is_empty() {
             let charge = std::mem::replace(&mut self.charge, Charge::new(self.stores.budget()));
             self.sealed.insert(0, Sealed::new(std::mem::take(&mut self.active), charge));
         }
-        Box::new(TreeFlush {
+        Some(Box::new(TreeFlush {
             stores: self.stores.clone(),
             home: self.home.clone(),
             sealed: self.sealed.clone(),
             head: head.clone(),
             retired: std::mem::take(&mut self.retired),
             body: body(self.hash, &self.home),
-        })
+        }))
     }
 
     fn flush_ended(&mut self) {

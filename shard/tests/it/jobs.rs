@@ -47,9 +47,9 @@ impl StateMachine for Shelf {
     fn has_files(&self) -> bool {
         true
     }
-    fn flush(&mut self, _: &DumpHead) -> Box<dyn Dump> {
+    fn flush(&mut self, _: &DumpHead) -> Option<Box<dyn Dump>> {
         self.is_held = true;
-        MemoryStore::new().dump()
+        Some(MemoryStore::new().dump())
     }
     fn flush_ended(&mut self) {
         self.is_held = false;

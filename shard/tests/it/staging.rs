@@ -42,8 +42,8 @@ impl StateMachine for Filing {
     fn has_files(&self) -> bool {
         true
     }
-    fn flush(&mut self, _: &DumpHead) -> Box<dyn Dump> {
-        Box::new(Bytes::from_static(NAMES_FILES))
+    fn flush(&mut self, _: &DumpHead) -> Option<Box<dyn Dump>> {
+        Some(Box::new(Bytes::from_static(NAMES_FILES)))
     }
     fn stage(&mut self) -> Box<dyn Stage> {
         note(&self.calls, "stage");
