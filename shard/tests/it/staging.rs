@@ -108,10 +108,7 @@ impl Follower {
         let (calls, taken) = (machine.calls.clone(), machine.taken.clone());
         multi.bootstrap(0, descriptor.clone(), Box::new(machine));
         [0, 2].into_iter().for_each(|node| multi.peer_up(0, addr(node).node, 1));
-        let membership = descriptor.membership();
-        let head =
-            DumpHead { shard: descriptor.shard, mark: OFFERED, descriptor: descriptor.clone(), membership };
-        let file = encode_dump(&head, &body()).into();
+        let file = dump_at(OFFERED, &descriptor);
         let (pulled, stagings) = Default::default();
         let mut follower = Self { multi, descriptor, calls, taken, file, pulled, stagings };
         follower.turns();
@@ -202,6 +199,13 @@ fn body() -> Bytes {
     (0..10 * CHUNK + 7).map(|at| (at / 100) as u8).collect()
 }
 
+/// The file of a dump that stands there.
+fn dump_at(mark: Mark, descriptor: &Descriptor) -> Bytes {
+    let (descriptor, membership) = (descriptor.clone(), descriptor.membership());
+    let head = DumpHead { shard: descriptor.shard, mark, descriptor, membership };
+    encode_dump(&head, &body()).into()
+}
+
 #[test]
 fn a_staged_dump_is_installed_by_the_name_of_its_files() {
     let mut follower = Follower::new();
@@ -286,6 +290,15 @@ fn a_dump_with_a_byte_that_was_not_written_is_not_named() {
         assert_eq!(out.dump_saves.len(), 0);
     }
     assert_eq!(follower.calls(), ["stage", "unstage"]);
+}
+
+#[test]
+fn another_dump_than_the_one_that_was_offered_is_given_up_when_it_begins() {
+    let mut follower = Follower::new();
+    follower.file = dump_at(Mark::new(1, OFFERED.index + 1), &follower.descriptor);
+    follower.offer();
+    follower.send_pulled();
+    assert_eq!((follower.multi.stats().bad_dumps, follower.calls()), (1, vec!["stage", "unstage"]));
 }
 
 #[test]

@@ -22,7 +22,9 @@ struct Leader {
 
 impl Leader {
     fn new() -> Self {
-        let config = ShardConfig { flush_log_bytes: 4096, log_bytes_max: 4096, ..ShardConfig::default() };
+        let (flush_log_bytes, log_bytes_max, dumps_in_flight) = (4096, 4096, 1);
+        let config =
+            ShardConfig { flush_log_bytes, log_bytes_max, dumps_in_flight, ..ShardConfig::default() };
         let mut multi = MultiRaft::new(addr(0), config, 1, 7);
         let mut descriptors = pre_split(&[addr(0).node, addr(1).node], 2, 2);
         for descriptor in &mut descriptors {
