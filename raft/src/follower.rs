@@ -36,6 +36,14 @@ pub(crate) struct Installing {
     pub(crate) handed: bool,
 }
 
+/// Whether a follower without room leaves the entry for later, of a leader of `term` that says that `commit` is committed.
+/// What that leader found uncommitted in its log can't wait: its own first entry comes after it, and before that is
+/// committed nothing is, so nothing could make room. It is as much as the bound on uncommitted bytes lets in.
+pub(crate) fn can_wait_for_room(entry: &Entry, term: Term, commit: Index) -> bool {
+    let is_inherited = entry.mark.term < term && entry.mark.index > commit;
+    entry.kind == EntryKind::Command && !is_inherited
+}
+
 impl Follower {
     /// Follows `leader`, or waits for one.
     pub(crate) fn new(leader: Option<ReplicaId>) -> Self {
@@ -158,7 +166,7 @@ impl Raft {
             let stamp = self.follower_stamp(stamp.sent_at_ns);
             return self.send(from, Body::AppendRejected { prev, hint, stamp });
         }
-        let entries = self.within_room(entries);
+        let entries = self.within_room(entries, commit);
         let matched = prev.index + entries.len() as u64;
         self.take_entries(entries);
         self.note_match(matched);
@@ -169,19 +177,19 @@ impl Raft {
     /// There is no room for further commands (the disk is full), or there is again.
     ///
     /// While full, a follower takes no command that it doesn't hold yet, nor what comes after it, and says so in its
-    /// acknowledgements. Leader's entries, membership changes and everything else go on: they are what
-    /// makes room. A leader's own proposals are its caller's to refuse.
+    /// acknowledgements. Leader's entries with what they can't be committed without, membership changes and everything
+    /// else go on: they are what makes room. A leader's own proposals are its caller's to refuse.
     pub fn set_full(&mut self, full: bool) {
         self.full = full;
     }
 
-    /// The entries that there is room for: while full, those before the first command that isn't here yet.
-    fn within_room(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
+    /// The entries that there is room for: while full, those before the first one that isn't here yet and can wait.
+    fn within_room(&self, mut entries: Vec<Entry>, commit: Index) -> Vec<Entry> {
         let is_new = |entry: &Entry| {
             let Mark { term, index } = entry.mark;
             index > self.log.base().index && self.log.term_at(index) != Some(term)
         };
-        let needs_room = |entry: &Entry| entry.kind == EntryKind::Command && is_new(entry);
+        let needs_room = |entry: &Entry| can_wait_for_room(entry, self.term, commit) && is_new(entry);
         if self.full
             && let Some(first) = entries.iter().position(needs_room)
         {

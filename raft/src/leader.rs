@@ -5,6 +5,7 @@
 
 use crate::config::Config;
 use crate::error::Refused;
+use crate::follower::can_wait_for_room;
 use crate::lease;
 use crate::log::Log;
 use crate::membership::Membership;
@@ -286,9 +287,9 @@ fn send_append(
     let to = if max_bytes.is_some() { view.log.last_index() } else { prev.index };
     let slice = view.log.slice(peer.next, to, max_bytes.unwrap_or(0));
     let is_full = peer.full_until.is_some();
-    let first_command =
-        || view.log.slice(peer.next, to, usize::MAX).position(|entry| entry.kind == EntryKind::Command);
-    let room = is_full.then(first_command).flatten().unwrap_or(usize::MAX);
+    let can_wait = |entry: &Entry| can_wait_for_room(entry, view.term, view.tellable);
+    let first_to_wait = || view.log.slice(peer.next, to, usize::MAX).position(can_wait);
+    let room = is_full.then(first_to_wait).flatten().unwrap_or(usize::MAX);
     let entries: Vec<_> = slice.take(room).cloned().collect();
     let sent = (prev.index + entries.len() as u64, entries.iter().map(Entry::size).sum());
     peer.told_commit = view.tellable;
