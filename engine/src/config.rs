@@ -138,7 +138,8 @@ pub struct WalSettings {
     /// Zeroed segments kept ready.
     pub spares: u32,
     /// Bytes of segments beyond which shards that pin old ones are flushed or copied forward; at twice as many, spare
-    /// segments counted, writes are refused as [`BusyReason::LogSpace`](crate::BusyReason).
+    /// segments counted, writes are refused as [`BusyReason::LogSpace`](crate::BusyReason). A restart reads them all.
+    /// Default 256 MiB.
     pub bytes_max: u64,
     /// Bytes that may wait for the log before new requests are refused.
     pub queued_bytes_max: usize,
@@ -157,7 +158,7 @@ impl Default for WalSettings {
             frames_in_flight: 4,
             frame_bytes_max: 4 << 20,
             spares: 2,
-            bytes_max: 1 << 30,
+            bytes_max: 256 << 20,
             queued_bytes_max: 64 << 20,
             stuck_after: None,
         }
