@@ -188,6 +188,8 @@ mod tests {
         let proxy = Proxy::start("127.0.0.1:0", &target.local_addr().unwrap().to_string()).unwrap();
         let mut client = TcpStream::connect(proxy.address()).unwrap();
         let (mut server, _) = target.accept().unwrap();
+        // What never arrives must not be waited for without end.
+        server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         for (how, arrives) in
             [(Spoil::Lost, &b"next"[..]), (Spoil::Repeated, b"pieceenext"), (Spoil::Damaged, b"pi\x75cenext")]
         {
@@ -199,8 +201,8 @@ mod tests {
             }
             client.write_all(b"next").unwrap();
             let mut read = vec![0; arrives.len()];
-            server.read_exact(&mut read).unwrap();
-            assert_eq!(read, arrives, "{how:?}");
+            let end = server.read_exact(&mut read);
+            assert_eq!(read, arrives, "{how:?}: {end:?}");
             // Nothing was sent in the other direction: what was ordered for it is still due.
             proxy.state.spoil[1].store(0, Ordering::Release);
         }

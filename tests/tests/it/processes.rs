@@ -3,7 +3,7 @@
 use floe_tests::ports::free_ports;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -77,6 +77,21 @@ impl Drop for Process {
 pub fn signal(process: u32, name: &str) {
     let status = Command::new("kill").args(["-s", name, &process.to_string()]).status().unwrap();
     assert!(status.success(), "signal {name} for {process}");
+}
+
+/// What a command says that must come to its end by itself, and says little.
+fn output_of(command: &mut Command) -> Output {
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let until = Instant::now() + GUARD;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > until {
+            child.kill().unwrap();
+            panic!("it doesn't end: {:?}", child.wait_with_output());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.wait_with_output().unwrap()
 }
 
 fn is_running(process: u32) -> bool {
@@ -157,7 +172,7 @@ fn nobody_is_told_to_talk_to_whoever_has_a_local_clusters_port() {
     let taken = std::net::TcpListener::bind(("127.0.0.1", port + 1)).unwrap();
     let mut local = floe();
     local.arg("local").arg("--dir").arg(dir.path()).args(["--port", &port.to_string()]);
-    let output = local.output().unwrap();
+    let output = output_of(&mut local);
     let said = String::from_utf8(output.stderr).unwrap();
     let named = format!("can't listen on {}", taken.local_addr().unwrap());
     assert!(said.contains(&named) && said.contains("another --port"), "{said}");
