@@ -375,15 +375,23 @@ fn a_frame_that_is_cut_anywhere_after_a_valid_hello_ends_its_connection_alone() 
     engines.remove(0).shutdown();
     let messages = vec![PeerMessage::Answer { id: u64::MAX, answer: Answer::Done }];
     let frame = encode(&PeerBatch { messages, ..PeerBatch::default() }).parts.concat();
+    let mut fastest = Duration::MAX;
     for cut in (1..frame.len()).step_by(3) {
         let mut socket = connect_as(&first, &members[2].address);
+        let begun = Instant::now();
         socket.write_all(&frame).unwrap();
         socket.write_all(&frame[..cut]).unwrap();
         socket.shutdown(Shutdown::Write).unwrap();
         let mut rest = Vec::new();
         let end = socket.read_to_end(&mut rest).map_err(|error| error.kind());
         assert!(matches!(end, Ok(_) | Err(ErrorKind::ConnectionReset)), "cut at {cut}: still open, {end:?}");
+        fastest = fastest.min(begun.elapsed());
     }
+    let silent = 5 * Config::embedded("").election_timeout_max;
+    assert!(
+        fastest < silent,
+        "closed because they ended, not because they were silent for {silent:?}: {fastest:?}"
+    );
     assert!(engines.iter().all(|engine| engine.status().cores.iter().all(|core| core.runs)));
     write_all_among_changes(&engines[1].client(), b"after");
     read_all(&engines[0].client(), b"after");
