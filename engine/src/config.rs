@@ -137,9 +137,9 @@ pub struct WalSettings {
     pub frame_bytes_max: usize,
     /// Zeroed segments kept ready.
     pub spares: u32,
-    /// Bytes of segments beyond which shards that pin old ones are flushed or copied forward; at twice as many, spare
-    /// segments counted, writes are refused as [`BusyReason::LogSpace`](crate::BusyReason). A restart reads them all.
-    /// Default 256 MiB.
+    /// Bytes of segments in use beyond which shards that pin old ones are flushed or copied forward; at twice as many
+    /// writes are refused as [`BusyReason::LogSpace`](crate::BusyReason). A restart reads them all. Up to five segments more
+    /// lie ready. Default 256 MiB.
     pub bytes_max: u64,
     /// Bytes that may wait for the log before new requests are refused.
     pub queued_bytes_max: usize,

@@ -2,6 +2,9 @@
 //! threads that compact and clean up behind them. Cleaning up has a thread of its own: memtables that were flushed count
 //! against the budget until they are freed, which must not wait for a compaction of seconds.
 //!
+//! Compaction goes on where most tables wait for it, step by step: a tree in which they pile up takes no flushes, and so holds up the
+//! log of all shards of its core. (In turns, one waited 50 s behind the others.)
+//!
 //! Trees lie in `store/t<number>`; numbers are not used twice while the process lives, and begin above all that lie
 //! there. Which trees count is said by the dumps that the log names; at start, what none of them names is removed.
 
@@ -10,8 +13,9 @@ use super::tree::{Shared, Tables, Tree};
 use crate::config::LsmSettings;
 use crate::driver::sys;
 use crate::metrics::Latency;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use std::any::Any;
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -23,8 +27,6 @@ use std::thread::JoinHandle;
 
 /// Below the node's directory.
 const DIR: &str = "store";
-/// Steps of compaction after a flush, at the most; another flush brings more.
-const STEPS_MAX: usize = 32;
 /// Trees that are compacted at a time. Two come up to the rate that is the default.
 const COMPACTORS: usize = 2;
 
@@ -45,14 +47,24 @@ pub struct Stores {
     next: AtomicU64,
     /// Trees that lay here at start and that nothing has named yet.
     strays: Mutex<BTreeSet<u64>>,
-    /// `None` once the threads are to end.
-    queues: Mutex<Option<Queues>>,
-    stops: Arc<AtomicBool>,
+    /// `None` once its thread is to end.
+    cleanup: Mutex<Option<Sender<Task>>>,
+    due: Arc<Due>,
 }
 
-struct Queues {
-    cleanup: Sender<Task>,
-    compaction: Sender<Weak<Home>>,
+/// Trees that are to be compacted.
+#[derive(Default)]
+struct Due {
+    trees: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// In the order in which they came.
+    homes: Vec<Weak<Home>>,
+    /// The threads are to end.
+    stops: bool,
 }
 
 /// Ends the threads behind the stores of a node when it is dropped.
@@ -79,7 +91,6 @@ impl Stores {
             strays.extend(name.to_str().and_then(|name| name.strip_prefix('t')?.parse::<u64>().ok()));
         }
         let (cleanup, tasks) = channel();
-        let (compaction, due) = channel();
         let budget = Budget::new(settings.write_buffer_bytes);
         let stores = Arc::new(Self {
             dir,
@@ -88,14 +99,13 @@ impl Stores {
             apply_latency: Latency::default(),
             next: AtomicU64::new(strays.last().map_or(1, |last| last + 1)),
             strays: Mutex::new(strays),
-            queues: Mutex::new(Some(Queues { cleanup, compaction })),
-            stops: Arc::new(AtomicBool::new(false)),
+            cleanup: Mutex::new(Some(cleanup)),
+            due: Arc::default(),
         });
         let mut threads = vec![background("floe-store".into(), move || clean_up(&tasks))?];
-        let due = Arc::new(Mutex::new(due));
         for number in 0..COMPACTORS {
-            let (due, stops) = (due.clone(), stores.stops.clone());
-            threads.push(background(format!("floe-compact{number}"), move || compact_all(&due, &stops))?);
+            let due = stores.due.clone();
+            threads.push(background(format!("floe-compact{number}"), move || compact_all(&due))?);
         }
         Ok((stores.clone(), Janitor { stores, threads }))
     }
@@ -136,12 +146,7 @@ impl Stores {
 
     /// Compacts a tree if that is due.
     pub(super) fn compact(&self, home: &Arc<Home>) {
-        if !home.awaits_compaction.swap(true, Ordering::Relaxed)
-            && let Some(queues) = &*self.queues.lock()
-        {
-            // Without a receiver the process is about to end, here and below: strays wait for the next start.
-            let _ = queues.compaction.send(Arc::downgrade(home));
-        }
+        self.due.add(home);
     }
 
     /// Drops something big elsewhere.
@@ -150,7 +155,8 @@ impl Stores {
     }
 
     fn hand_over(&self, task: Task) {
-        let _ = self.queues.lock().as_ref().map(|queues| queues.cleanup.send(task));
+        // Without a receiver the process is about to end: strays wait for the next start.
+        let _ = self.cleanup.lock().as_ref().map(|cleanup| cleanup.send(task));
     }
 }
 
@@ -175,8 +181,8 @@ impl Janitor {
 
 impl Drop for Janitor {
     fn drop(&mut self) {
-        self.stores.stops.store(true, Ordering::Relaxed);
-        *self.stores.queues.lock() = None;
+        self.stores.due.stop();
+        *self.stores.cleanup.lock() = None;
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the stores panicked");
@@ -209,27 +215,56 @@ fn clean_up(tasks: &Receiver<Task>) {
     }
 }
 
-/// Compacts one tree after another.
-fn compact_all(due: &Mutex<Receiver<Weak<Home>>>, stops: &AtomicBool) {
-    loop {
-        let next = due.lock().recv();
-        let Ok(home) = next else { return };
-        if let Err(error) = compact(&home, stops) {
-            tracing::error!(%error, "a tree could not be compacted; it will be tried again");
+impl Due {
+    fn add(&self, home: &Arc<Home>) {
+        if !home.awaits_compaction.swap(true, Ordering::Relaxed) {
+            self.trees.lock().homes.push(Arc::downgrade(home));
+            self.changed.notify_one();
+        }
+    }
+
+    fn stop(&self) {
+        self.trees.lock().stops = true;
+        self.changed.notify_all();
+    }
+
+    /// The tree with the most tables that wait, as soon as there is one; `None` = no more. O(trees that wait).
+    fn next(&self) -> Option<Arc<Home>> {
+        let mut waiting = self.trees.lock();
+        loop {
+            if waiting.stops {
+                return None;
+            }
+            if let Some(home) = waiting.take() {
+                // A flush after this asks anew.
+                home.awaits_compaction.store(false, Ordering::Relaxed);
+                return Some(home);
+            }
+            self.changed.wait(&mut waiting);
         }
     }
 }
 
-fn compact(home: &Weak<Home>, stops: &AtomicBool) -> Result<(), String> {
-    for _ in 0..STEPS_MAX {
-        let Some(home) = home.upgrade().filter(|_| !stops.load(Ordering::Relaxed)) else { return Ok(()) };
-        // A flush after this asks anew.
-        home.awaits_compaction.store(false, Ordering::Relaxed);
-        if !home.tree.get().map_or(Ok(false), Tree::compact)? {
-            return Ok(());
+impl Waiting {
+    fn take(&mut self) -> Option<Arc<Home>> {
+        self.homes.retain(|home| home.strong_count() > 0);
+        let runs = |home: &Weak<Home>| home.upgrade().map_or(0, |home| home.level0_runs());
+        let most = (0..self.homes.len()).max_by_key(|&at| (runs(&self.homes[at]), Reverse(at)))?;
+        self.homes.remove(most).upgrade().or_else(|| self.take())
+    }
+}
+
+/// Compacts, one step after another.
+fn compact_all(due: &Due) {
+    while let Some(home) = due.next() {
+        match home.tree.get().map_or(Ok(false), Tree::compact) {
+            Ok(true) => due.add(&home),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(%error, "a tree could not be compacted; it will be tried again");
+            }
         }
     }
-    Ok(())
 }
 
 /// Where a shard's tree is, or will be.
@@ -260,6 +295,11 @@ impl Home {
         self.number
     }
 
+    /// Runs of level 0, which wait for compaction.
+    fn level0_runs(&self) -> usize {
+        self.tables().map_or(0, |tables| tables.level0_runs())
+    }
+
     /// Its published tables, if it was made.
     pub(super) fn tables(&self) -> Option<Arc<Tables>> {
         self.tree.get().map(Tree::tables)
@@ -277,5 +317,44 @@ impl Home {
             assert!(self.tree.set(tree).is_ok(), "tree {}: two flushes at a time", self.number);
         }
         Ok(self.tree.get().expect("made above"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tree::LEVEL0_RUNS_MAX;
+
+    #[test]
+    fn the_tree_in_which_most_waits_is_compacted_first_and_one_that_is_gone_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (stores, janitor) = Stores::open(dir.path(), &LsmSettings::default()).unwrap();
+        // Nobody compacts any more.
+        drop(janitor);
+        let home_with = |runs: usize| {
+            let home = stores.new_home();
+            let tree = home.tree_or_new(&stores).unwrap();
+            // Their keys overlap, or they would be one run.
+            let put =
+                |key: &[u8]| tree.ingest(|rows| rows.put(key, 1, b"").and(rows.put(b"x", 1, b"")), None);
+            (0..runs).for_each(|_| put(b"a").unwrap());
+            home
+        };
+        let homes = [2, 3, LEVEL0_RUNS_MAX, 3].map(home_with);
+        let due = Due::default();
+        homes.iter().for_each(|home| due.add(home));
+        homes.iter().for_each(|home| due.add(home));
+        let [least, first, most, second] = homes;
+        let number = |home: Option<Arc<Home>>| home.unwrap().number();
+        assert_eq!(number(due.next()), most.number());
+        assert_eq!(number(due.next()), first.number(), "of equals the one that came first");
+        drop(second);
+        assert_eq!(number(due.next()), least.number());
+        // One that is taken may be added again, but is there once.
+        due.add(&least);
+        due.add(&least);
+        assert_eq!((number(due.next()), due.trees.lock().homes.len()), (least.number(), 0));
+        due.stop();
+        assert!(due.next().is_none());
     }
 }

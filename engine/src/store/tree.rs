@@ -218,6 +218,11 @@ impl Tables {
         self.level0_runs >= LEVEL0_RUNS_MAX
     }
 
+    /// Runs that wait for compaction.
+    pub(super) fn level0_runs(&self) -> usize {
+        self.level0_runs
+    }
+
     /// Whether there are none.
     pub(super) fn is_empty(&self) -> bool {
         self.runs.is_empty()

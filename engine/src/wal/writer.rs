@@ -404,10 +404,9 @@ impl Wal {
     /// If the segments in use take more than `bytes_max`: the shards whose base keeps the oldest one. Flush
     /// them, or append a `ShardReset`. Those whose reset is on its way are not named.
     pub fn pinning(&self, bytes_max: u64) -> Vec<ShardId> {
-        let bytes: u64 = self.segments.iter().map(|file| file.bytes).sum();
         let none = BTreeSet::new();
         let pinning = match self.pins.bases.oldest() {
-            Some((segment, shards)) if bytes > bytes_max && self.is_past(segment) => shards,
+            Some((segment, shards)) if self.bytes_in_use() > bytes_max && self.is_past(segment) => shards,
             _ => &none,
         };
         pinning.iter().copied().filter(|shard| !self.resets_pending.contains_key(shard)).collect()
@@ -416,6 +415,11 @@ impl Wal {
     /// Whether frames no longer go to this segment.
     fn is_past(&self, segment: u64) -> bool {
         self.current.as_ref().is_some_and(|current| segment < current.file.id)
+    }
+
+    /// What the segments take that a restart reads.
+    pub fn bytes_in_use(&self) -> u64 {
+        self.segments.iter().map(|file| file.bytes).sum()
     }
 
     /// What all files of the stream take, spares included.
