@@ -137,9 +137,10 @@ pub struct WalSettings {
     pub frame_bytes_max: usize,
     /// Zeroed segments kept ready.
     pub spares: u32,
-    /// Bytes of segments in use beyond which shards that pin old ones are flushed or copied forward; at twice as many
-    /// writes are refused as [`BusyReason::LogSpace`](crate::BusyReason). A restart reads them all. Up to five segments more
-    /// lie ready. Default 256 MiB.
+    /// Bytes of segments in use, of a node, beyond which shards that pin old ones are flushed or copied forward. Each core has
+    /// its part of it, but at least four segments; at four times as many its writes are refused as
+    /// [`BusyReason::LogSpace`](crate::BusyReason). A restart reads them all. Up to five segments more per core lie ready.
+    /// Default 512 MiB.
     pub bytes_max: u64,
     /// Bytes that may wait for the log before new requests are refused.
     pub queued_bytes_max: usize,
@@ -158,7 +159,7 @@ impl Default for WalSettings {
             frames_in_flight: 4,
             frame_bytes_max: 4 << 20,
             spares: 2,
-            bytes_max: 256 << 20,
+            bytes_max: 512 << 20,
             queued_bytes_max: 64 << 20,
             stuck_after: None,
         }
@@ -297,6 +298,12 @@ impl Config {
     }
 
     /// Settings of the layers below.
+    /// The log's settings of one core.
+    pub(crate) fn core_wal(&self) -> WalSettings {
+        let part = self.wal.bytes_max / u64::from(self.cores);
+        WalSettings { bytes_max: part.max(4 * self.wal.segment_bytes_max), ..self.wal.clone() }
+    }
+
     pub(crate) fn shard_config(&self) -> ShardConfig {
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         ShardConfig {

@@ -116,8 +116,9 @@ section! {
         frame_bytes_max: Size,
         /// Zeroed segments kept ready.
         spares: u32,
-        /// Size of a core's log in use beyond which shards that hold back old segments are flushed, and at twice which writes are
-        /// refused as busy: at least four times `segment_bytes_max`. A restart reads all of it.
+        /// Size of a node's log in use beyond which shards that hold back old segments are flushed, and at four times which
+        /// writes are refused as busy: at least four times `segment_bytes_max`. Divided among the cores, each of which may use
+        /// four segments at least. A restart reads all of it.
         bytes_max: Size,
         /// Bytes that may wait for the log before requests are refused as busy.
         queued_bytes_max: Size,

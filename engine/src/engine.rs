@@ -239,7 +239,7 @@ impl Parts {
             new_store_uuid: self.new_store_uuid,
             founding: config.founding(),
             shard: config.shard_config(),
-            wal: config.wal.clone(),
+            wal: config.core_wal(),
             bootstrap: self.descriptors.clone(),
             machines: self.machines.clone(),
             requests_max: config.requests_max,

@@ -292,7 +292,7 @@ impl Running {
     /// What this core has too much of to take proposals.
     fn full(&self) -> Option<BusyReason> {
         let memory_is_full = self.multi.pressure() == Pressure::Full;
-        let log_is_long = self.wal.bytes_in_use() > self.config.wal.bytes_max.saturating_mul(2);
+        let log_is_long = self.wal.bytes_in_use() > self.config.wal.bytes_max.saturating_mul(4);
         let reasons = [
             (self.wal.is_tight(), BusyReason::DiskFull),
             (memory_is_full, BusyReason::WriteBuffer),

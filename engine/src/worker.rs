@@ -45,7 +45,7 @@ pub struct WorkerConfig {
     pub founding: Founding,
     /// Raft and shard settings.
     pub shard: ShardConfig,
-    /// The log's settings.
+    /// The log's settings; its bound is this core's part.
     pub wal: WalSettings,
     /// Shards of a new cluster; used until all of them stand in the log once, and as routing hints.
     pub bootstrap: Arc<Vec<Descriptor>>,
