@@ -25,7 +25,8 @@ pub struct ShardConfig {
     /// How much of a dump a follower asks for at a time; a multiple of 4096, at most
     /// [`DUMP_PULL_BYTES_MAX`]. Default 1 MiB.
     pub dump_chunk_bytes: u32,
-    /// Dumps of this core's own states being saved at the same time. Default 2.
+    /// Dumps of this core's own states being saved at the same time; a whole one that a machine with files makes for
+    /// followers comes on top. Default 2.
     pub dumps_in_flight: usize,
     /// A group in which nothing was written or read for so long goes quiet; `Nanos::MAX` = never. Default 1 s.
     pub quiet_after_ns: Nanos,
