@@ -162,7 +162,7 @@ fn encode_head(head: &DumpHead) -> Vec<u8> {
 pub fn open_dump(bytes: &Bytes) -> Result<(DumpHead, Bytes), DumpError> {
     let mut reader = DumpReader::new(bytes.len() as u64);
     let body = reader.take(bytes)?;
-    reader.finish().map(|head| (head.clone(), body))
+    Ok((reader.finish()?.clone(), body))
 }
 
 /// Takes a dump file of a known length apart as it comes in, in parts that are cut anywhere. Of the head at most
@@ -173,13 +173,15 @@ pub(crate) struct DumpReader {
     /// Of the head, until it is whole.
     head_bytes: Vec<u8>,
     head: Option<DumpHead>,
+    head_len: usize,
     digest: Digest,
     foot: Vec<u8>,
 }
 
 impl DumpReader {
     pub(crate) fn new(len: u64) -> Self {
-        Self { len, read: 0, head_bytes: Vec::new(), head: None, digest: new_digest(), foot: Vec::new() }
+        let (head_bytes, foot) = (Vec::new(), Vec::new());
+        Self { len, read: 0, head_bytes, head: None, head_len: 0, digest: new_digest(), foot }
     }
 
     /// Bytes taken in so far.
@@ -215,8 +217,14 @@ impl DumpReader {
         };
         self.head_bytes.truncate(head_len);
         self.head = Some(decode_head(&self.head_bytes).ok_or(DumpError::Head)?);
+        self.head_len = head_len;
         self.head_bytes = Vec::new();
         Ok(head_len - before)
+    }
+
+    /// The body of a file of which all parts were taken in.
+    pub(crate) fn body_of(&self, file: &Bytes) -> Bytes {
+        file.slice(self.head_len..file.len() - FOOT_BYTES)
     }
 
     /// All parts were taken in: what they are, if they are exactly what was written.
@@ -304,6 +312,7 @@ mod tests {
                 let parts = [0..first, first..second, second..bytes.len()].map(|part| bytes.slice(part));
                 let body: Vec<u8> = parts.iter().flat_map(|part| reader.take(part).unwrap()).collect();
                 assert_eq!((reader.read(), reader.head()), (bytes.len() as u64, Some(&head)));
+                assert_eq!(reader.body_of(&bytes), whole);
                 assert_eq!((reader.finish(), body), (Ok(&head), whole.to_vec()), "{first} {second}");
             }
         }

@@ -1,6 +1,6 @@
 //! The follower's side of a transfer; see `transfer.rs`.
 
-use crate::dump_file::{DumpFile, DumpHead, DumpReader, open_dump};
+use crate::dump_file::{DumpFile, DumpHead, DumpReader};
 use crate::ids::{CoreAddr, ShardId};
 use crate::multi_raft::MultiRaft;
 use crate::output::{DumpSave, LogWrite, Output};
@@ -162,11 +162,13 @@ impl MultiRaft {
     /// All parts are here. What isn't exactly what the leader offered is dropped; it will offer again.
     fn save_whole(&mut self, slot: usize) {
         let Some(incoming) = self.replicas[slot].incoming.as_mut() else { return };
-        let InStage::Pulling { taking: Taking::Whole(buffer), .. } = &mut incoming.stage else { return };
+        let InStage::Pulling { reader, taking: Taking::Whole(buffer), .. } = &mut incoming.stage else {
+            return;
+        };
+        let Ok(head) = reader.finish().cloned() else { return self.drop_bad_dump(slot) };
         let bytes = Bytes::from(std::mem::take(buffer));
-        let Ok(opened) = open_dump(&bytes) else { return self.drop_bad_dump(slot) };
-        let len = NonZeroU64::new(incoming.len);
-        self.save_dump(slot, Box::new(bytes), opened, len);
+        let (body, len) = (reader.body_of(&bytes), NonZeroU64::new(incoming.len));
+        self.save_dump(slot, Box::new(bytes), (head, body), len);
     }
 
     /// A dump is whole and right: it is saved under a number of this replica's own.
